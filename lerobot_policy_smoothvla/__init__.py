@@ -1,0 +1,2 @@
+"""Plugin hook."""
+import lerobot_smoothvla  # noqa: F401

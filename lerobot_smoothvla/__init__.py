@@ -1,0 +1,1 @@
+"""SmoothVLA for LeRobot."""

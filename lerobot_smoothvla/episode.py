@@ -1,0 +1,110 @@
+"""What flows between the stages: `Start` → `Episode` → `ScoredEpisode` → `Group`.
+
+Dims: C policy calls (chunks) of one episode, H steps a chunk, T control steps, D = 3 position axes,
+A action dimensions of the robot, P padded action dimensions of the model. Units: SI.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, order=True)
+class Start:
+    """Where an episode begins: a task, an initial state of it, and the simulator's seed.
+
+    The same initial state with another seed is another start (fixtures move by millimetres), so a group
+    shares both.
+
+    Attributes:
+        suite: LIBERO suite, e.g. `libero_object`.
+        task_id: Index of the task in its suite.
+        init_state: Index into the task's fixed initial states.
+        seed: Seed of the simulator's own randomness.
+    """
+
+    suite: str
+    task_id: int
+    init_state: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished rollout. Nothing in it is scored yet.
+
+    Attributes:
+        start: Where it began.
+        instruction: The task string that the policy read.
+        observations: What the policy saw at each call, before its preprocessor: images (C, 3, h, w) uint8,
+            state (C, S) float32, keyed as LeRobot does (`observation.images.image`, `observation.state`).
+        record: What a ratio estimator needs to replay the sampling, each (C, ...) float32.
+        chunks: (C, H, P) sampled actions in the model's (normalised, padded) space.
+        executed: (C,) int64, how many steps of each chunk were run; their sum is T.
+        actions: (T, A) what the environment received.
+        positions: (T + 1, 3) measured end-effector positions at control rate, m; the settle steps before
+            the first policy call are left out and the episode ends at its success.
+        dt: Control period, s.
+        success: Whether the task was solved within the horizon.
+        max_steps: The horizon in control steps.
+    """
+
+    start: Start
+    instruction: str
+    observations: dict[str, Tensor]
+    record: dict[str, Tensor]
+    chunks: Tensor
+    executed: Tensor
+    actions: Tensor
+    positions: Tensor
+    dt: float
+    success: bool
+    max_steps: int
+
+    @property
+    def n_steps(self) -> int:
+        """Control steps T that were run."""
+        return len(self.actions)
+
+
+@dataclass(frozen=True)
+class ScoredEpisode:
+    """An episode with its reward.
+
+    Attributes:
+        episode: The rollout.
+        terms: Named, unweighted measurements (`jerk_rms` in m/s³, `ldlj`, `time_to_success` in s, ...).
+        success: 0.0 or 1.0.
+        smoothness: Bounded smoothness s in [0, 1]; 0 where nothing moved.
+        total: The combined reward.
+    """
+
+    episode: Episode
+    success: float
+    smoothness: float
+    total: float
+    terms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """G rollouts of one start: what GRPO compares with one another.
+
+    Raises:
+        ValueError: If the episodes do not share one start, or are fewer than two.
+    """
+
+    episodes: tuple[ScoredEpisode, ...]
+
+    def __post_init__(self) -> None:
+        """Reject groups that cannot be compared."""
+        starts = {scored.episode.start for scored in self.episodes}
+        if len(self.episodes) < 2 or len(starts) != 1:
+            raise ValueError(
+                f"A group should hold at least 2 rollouts of one start, got {len(self.episodes)} of {len(starts)}."
+            )
+
+    @property
+    def start(self) -> Start:
+        """The start that all of them share."""
+        return self.episodes[0].episode.start
