@@ -101,7 +101,8 @@ class Group:
         starts = {scored.episode.start for scored in self.episodes}
         if len(self.episodes) < 2 or len(starts) != 1:
             raise ValueError(
-                f"A group should hold at least 2 rollouts of one start, got {len(self.episodes)} of {len(starts)}."
+                f"A group should hold at least 2 rollouts of one start, "
+                f"got {len(self.episodes)} of {len(starts)}."
             )
 
     @property

@@ -1,0 +1,1 @@
+"""Commands: `smoothvla demos | grpo | eval`."""

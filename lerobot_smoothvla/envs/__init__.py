@@ -1,0 +1,1 @@
+"""LIBERO, driven one action chunk at a time."""

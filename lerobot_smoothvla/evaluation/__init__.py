@@ -1,0 +1,1 @@
+"""Evaluation on given starts, and the statistics of its comparison."""

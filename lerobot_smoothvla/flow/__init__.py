@@ -1,0 +1,1 @@
+"""Flow-matching policies: the seam, samplers, noises and probability ratios."""

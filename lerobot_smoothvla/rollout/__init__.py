@@ -1,0 +1,1 @@
+"""Rollouts: starts in, episodes out. Knows no reward."""
