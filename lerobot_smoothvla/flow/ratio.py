@@ -1,0 +1,256 @@
+"""How much likelier a chunk is under the updated policy than under the one that sampled it.
+
+`sample` acts and records, `baseline` takes the old policy's values before the first update, `log_ratio`
+compares. An estimator with R terms a chunk gives R log-ratios, and PPO's clip acts on each.
+
+Dims: B batch, H steps a chunk, P padded action dimensions, A ≤ P real ones, R terms a chunk, K Euler steps.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lerobot_smoothvla.flow.noise import noise_factor, sample_noise
+from lerobot_smoothvla.flow.policy import FlowContext, FlowPolicy
+from lerobot_smoothvla.flow.sampling import (
+    flow_sde_step,
+    gaussian_log_prob,
+    integrate_ode,
+    ode_step,
+    time_grid,
+)
+
+
+@dataclass(frozen=True)
+class FlowSample:
+    """Sampled chunks and what replays them.
+
+    Attributes:
+        actions: (B, H, P) in the model's normalised, padded space.
+        record: What `log_ratio` needs, each (B, ...).
+    """
+
+    actions: Tensor
+    record: dict[str, Tensor]
+
+
+class RatioEstimator(ABC):
+    """Samples chunks and estimates the probability ratio of the executed part of each."""
+
+    @abstractmethod
+    def sample(
+        self, policy: FlowPolicy, context: FlowContext, generator: torch.Generator, batch_size: int = 1
+    ) -> FlowSample:
+        """Chunks to execute, without gradient.
+
+        Args:
+            policy: The policy that acts.
+            context: Of B rows.
+            generator: Source of all randomness, on the policy's device.
+            batch_size: B.
+        """
+
+    @abstractmethod
+    def baseline(self, policy: FlowPolicy, context: FlowContext, record: dict[str, Tensor]) -> Tensor:
+        """The old policy's value of every term at every step, (B, R, H), without gradient."""
+
+    @abstractmethod
+    def log_ratio(
+        self,
+        policy: FlowPolicy,
+        context: FlowContext,
+        record: dict[str, Tensor],
+        baseline: Tensor,
+        executed: Tensor,
+    ) -> Tensor:
+        """Log-ratio of each term, differentiable; 0 as long as the policy is the one of the baseline.
+
+        Args:
+            policy: The policy being updated.
+            context: Of B rows, encoded by it.
+            record: From `sample`.
+            baseline: (B, R, H) from `baseline`.
+            executed: (B, H) bool, the steps that were run: a prefix of each chunk.
+
+        Returns:
+            (B, R).
+        """
+
+
+@dataclass(frozen=True)
+class FlowSDERatio(RatioEstimator):
+    """Exact log-probabilities of Flow-SDE steps (π_RL, arXiv 2510.25889).
+
+    A term is a stochastic Euler step x → x_next; its log-ratio is Σ over the executed steps and the A real
+    dimensions of log p_new(x_next | x) − log p_old(x_next | x). What the unexecuted rest of the chunk adds is
+    left out: it has no part in the reward but noise.
+
+    Record: `x`, `x_next` (B, R, H, P), `step` (B, R) int64 Euler step indices, `log_prob` (B, R, H).
+
+    Attributes:
+        level: Noise level, see `flow_sde_step`.
+        stochastic_steps: `one` random Euler step a chunk (R = 1), the rest ODE, or `all` of them.
+        noise_length: Correlation length of the noise along the chunk, control steps; 0 is white.
+        skip_last: Leave the last Euler step to the ODE, as its noise goes straight into the actions.
+
+    Raises:
+        ValueError: If `level` is not positive or `stochastic_steps` is unknown; when sampling, if `skip_last`
+            leaves no step.
+    """
+
+    level: float
+    stochastic_steps: Literal["one", "all"] = "one"
+    noise_length: float = 0.0
+    skip_last: bool = True
+
+    def __post_init__(self) -> None:
+        """Reject what has no density."""
+        if self.level <= 0:
+            raise ValueError(
+                f"`level` should be positive, got {self.level}; "
+                "for noise-free rollouts use `FlowMatchingRatio`."
+            )
+        if self.stochastic_steps not in ("one", "all"):
+            raise ValueError(f"`stochastic_steps` should be 'one' or 'all', got {self.stochastic_steps!r}.")
+
+    @torch.no_grad()
+    def sample(
+        self, policy: FlowPolicy, context: FlowContext, generator: torch.Generator, batch_size: int = 1
+    ) -> FlowSample:
+        """Integrate with noise in the chosen Euler steps; see `RatioEstimator.sample`."""
+        delta, device = 1.0 / policy.num_steps, generator.device
+        steps = self._draw_steps(policy.num_steps, batch_size, generator)
+        factor = noise_factor(policy.chunk_size, self.noise_length, device=device)
+        shape = (batch_size, policy.chunk_size, policy.padded_action_dim)
+        x = torch.randn(shape, generator=generator, device=device)
+        points, log_probs = [x], []
+        for k, t in enumerate(time_grid(policy.num_steps, device).unbind()):
+            t = t.expand(batch_size)
+            v = policy.velocity(context, x, t)
+            mean, std = flow_sde_step(x, v, t, delta, self.level)
+            noisy = mean + std * sample_noise(factor, batch_size, policy.padded_action_dim, generator)
+            stochastic = (steps == k).any(1)[:, None, None]
+            x = torch.where(stochastic, noisy, ode_step(x, v, delta))
+            points.append(x)
+            log_probs.append(gaussian_log_prob(noisy, mean, std, factor, policy.action_dim))
+        rows, path = torch.arange(batch_size, device=device)[:, None], torch.stack(points, dim=1)
+        record = {
+            "x": path[rows, steps],
+            "x_next": path[rows, steps + 1],
+            "step": steps,
+            "log_prob": torch.stack(log_probs, dim=1)[rows, steps],
+        }
+        return FlowSample(x, record)
+
+    def baseline(self, policy: FlowPolicy, context: FlowContext, record: dict[str, Tensor]) -> Tensor:
+        """The log-probabilities that the rollout recorded, (B, R, H)."""
+        return record["log_prob"]
+
+    def log_ratio(
+        self,
+        policy: FlowPolicy,
+        context: FlowContext,
+        record: dict[str, Tensor],
+        baseline: Tensor,
+        executed: Tensor,
+    ) -> Tensor:
+        """Σ over executed steps of log p_new − log p_old; see `RatioEstimator.log_ratio`."""
+        return ((self._log_prob(policy, context, record) - baseline) * executed[:, None]).sum(-1)
+
+    def _draw_steps(self, num_steps: int, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Indices of the stochastic Euler steps, (B, R)."""
+        n_candidates = num_steps - self.skip_last
+        if n_candidates < 1:
+            raise ValueError(
+                f"`skip_last` leaves no stochastic step with num_steps={num_steps}; "
+                "raise `num_steps` to at least 2 or set `skip_last=False`."
+            )
+        device = generator.device
+        if self.stochastic_steps == "all":
+            return torch.arange(n_candidates, device=device).repeat(batch_size, 1)
+        return torch.randint(n_candidates, (batch_size, 1), generator=generator, device=device)
+
+    def _log_prob(self, policy: FlowPolicy, context: FlowContext, record: dict[str, Tensor]) -> Tensor:
+        """Log-density of each recorded transition at each step of the chunk, (B, R, H)."""
+        x, x_next, step = record["x"], record["x_next"], record["step"]
+        t = time_grid(policy.num_steps, x.device)[step.flatten()]
+        v = policy.velocity(context.repeat_interleave(step.shape[1]), x.flatten(0, 1), t)
+        mean, std = flow_sde_step(x.flatten(0, 1), v, t, 1.0 / policy.num_steps, self.level)
+        factor = noise_factor(policy.chunk_size, self.noise_length, device=x.device)
+        log_prob = gaussian_log_prob(x_next.flatten(0, 1), mean, std, factor, policy.action_dim)
+        return log_prob.unflatten(0, step.shape)
+
+
+@dataclass(frozen=True)
+class FlowMatchingRatio(RatioEstimator):
+    """The flow-matching loss in place of the log-likelihood; rollouts are the plain ODE that is deployed.
+
+    A term is a pair (t, ε), drawn once with the chunk a: ℓ = scale · mean of (v(x_t, t) − (ε − a))² over the
+    executed steps and the A real dimensions, x_t = t·ε + (1−t)·a; log-ratio = ℓ_old − ℓ_new, per pair.
+    FPO (arXiv 2507.21053) and FPO++, which takes the ratio per pair and not of the mean.
+
+    Record: `chunk` (B, H, P), `t` (B, R), `eps` (B, R, H, P).
+
+    Attributes:
+        n_pairs: R.
+        scale: Sets the trust region, not the step (Adam does not see it): a clip of c lets the mean squared
+            velocity error move by c/scale. The default with c = 0.05 allows 0.001, a tenth of the error of a
+            trained policy; n·A would make it the sum over n executed steps, as in FPO++.
+
+    Raises:
+        ValueError: If `n_pairs` is less than one or `scale` is not positive.
+    """
+
+    n_pairs: int = 8
+    scale: float = 50.0
+
+    def __post_init__(self) -> None:
+        """Reject estimators without a term."""
+        if self.n_pairs < 1:
+            raise ValueError(f"`n_pairs` should be at least 1, got {self.n_pairs}.")
+        if self.scale <= 0:
+            raise ValueError(f"`scale` should be positive, got {self.scale}; 1 gives the mean squared error.")
+
+    @torch.no_grad()
+    def sample(
+        self, policy: FlowPolicy, context: FlowContext, generator: torch.Generator, batch_size: int = 1
+    ) -> FlowSample:
+        """Integrate the ODE and draw the pairs; see `RatioEstimator.sample`.
+
+        t ~ 0.001 + 0.999·Beta(1.5, 1), as in SmolVLA's training; Beta(1.5, 1) is u^(2/3) with u uniform.
+        """
+        shape = (batch_size, policy.chunk_size, policy.padded_action_dim)
+        noise = torch.randn(shape, generator=generator, device=generator.device)
+        chunk = integrate_ode(policy, context, noise)
+        u = torch.rand(batch_size, self.n_pairs, generator=generator, device=generator.device)
+        eps_shape = (batch_size, self.n_pairs, *shape[1:])
+        eps = torch.randn(eps_shape, generator=generator, device=generator.device)
+        return FlowSample(chunk, {"chunk": chunk, "t": 0.001 + 0.999 * u ** (2 / 3), "eps": eps})
+
+    @torch.no_grad()
+    def baseline(self, policy: FlowPolicy, context: FlowContext, record: dict[str, Tensor]) -> Tensor:
+        """Losses of the present weights, (B, R, H)."""
+        return self._losses(policy, context, record)
+
+    def log_ratio(
+        self,
+        policy: FlowPolicy,
+        context: FlowContext,
+        record: dict[str, Tensor],
+        baseline: Tensor,
+        executed: Tensor,
+    ) -> Tensor:
+        """ℓ_old − ℓ_new over the executed steps; see `RatioEstimator.log_ratio`."""
+        gain = (baseline - self._losses(policy, context, record)) * executed[:, None]
+        return gain.sum(-1) / executed.sum(-1, keepdim=True).clamp(min=1)
+
+    def _losses(self, policy: FlowPolicy, context: FlowContext, record: dict[str, Tensor]) -> Tensor:
+        """Scaled squared velocity error of each pair at each step of the chunk, (B, R, H)."""
+        chunk, t, eps = record["chunk"][:, None], record["t"], record["eps"]
+        x_t = t[..., None, None] * eps + (1 - t[..., None, None]) * chunk
+        v = policy.velocity(context.repeat_interleave(t.shape[1]), x_t.flatten(0, 1), t.flatten())
+        error = v.float().unflatten(0, t.shape) - (eps - chunk)
+        return self.scale * error[..., : policy.action_dim].square().mean(-1)

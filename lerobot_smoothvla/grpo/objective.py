@@ -1,0 +1,171 @@
+"""From rewards to the loss of one update.
+
+Dims: G rollouts of one start, N replayed chunks, R ratio terms a chunk, E episodes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+AdvantageMode = Literal["joint", "separate"]
+NegativeSide = Literal["clip", "quadratic"]
+
+# exp(20) squared is still finite in float32.
+_MAX_LOG_RATIO = 20.0
+
+
+def keep_group(success: Tensor, smoothness_weight: float) -> bool:
+    """Whether a group has something to learn from, judged by success and never by total reward.
+
+    Without a success there is nothing to imitate (and smooth failures would be rewarded); a group of
+    successes alone is kept where smoothness tells them apart.
+
+    Args:
+        success: (G,) 0 or 1.
+        smoothness_weight: λ.
+    """
+    return bool(success.any()) and (smoothness_weight > 0 or not bool(success.all()))
+
+
+def group_advantages(
+    success: Tensor,
+    smoothness: Tensor,
+    total: Tensor,
+    *,
+    mode: AdvantageMode = "separate",
+    smoothness_weight: float = 0.5,
+    std_floor: float = 0.1,
+) -> Tensor:
+    """How much better each rollout was than its group.
+
+    normalise(r) = (r − mean(r)) / (std(r) + std_floor), std over the population.
+    - `joint`: A = normalise(total). A failure in the group hides what smoothness says.
+    - `separate` (GDPO, arXiv 2601.05242): A = normalise(success) + smoothness_weight·S, where
+      S = normalise(smoothness) among the successes and 0 for failures.
+    The floor keeps a group whose rewards hardly differ from full-size advantages.
+
+    Args:
+        success: (G,) 0 or 1.
+        smoothness: (G,) in [0, 1].
+        total: (G,) combined reward, used by `joint` only.
+        mode: `joint` or `separate`.
+        smoothness_weight: λ after normalisation, used by `separate` only; `total` already holds its own.
+        std_floor: Added to each std; all rewards are of order one.
+
+    Returns:
+        (G,) float32.
+
+    Raises:
+        ValueError: If `mode` is unknown.
+    """
+    if mode == "joint":
+        return _normalise(total.float(), std_floor)
+    if mode != "separate":
+        raise ValueError(f"`mode` should be 'joint' or 'separate', got {mode!r}.")
+    advantages = _normalise(success.float(), std_floor)
+    solved = success > 0.5
+    if solved.any():
+        advantages[solved] += smoothness_weight * _normalise(smoothness[solved].float(), std_floor)
+    return advantages
+
+
+def _normalise(reward: Tensor, std_floor: float) -> Tensor:
+    return (reward - reward.mean()) / (reward.std(correction=0) + std_floor)
+
+
+def chunk_weights(chunks_per_episode: Tensor) -> Tensor:
+    """Weights under which every episode counts the same, however many chunks it took.
+
+    Args:
+        chunks_per_episode: (E,) int64, C_e.
+
+    Returns:
+        (N,) float32, 1/C_e for each chunk of episode e, episodes in order; they sum to E.
+    """
+    return (1.0 / chunks_per_episode).repeat_interleave(chunks_per_episode)
+
+
+@dataclass(frozen=True)
+class ObjectiveStats:
+    """The loss, and how far the policy has moved from the one that sampled.
+
+    Attributes:
+        loss: Scalar with gradient, to be minimised.
+        ratio_deviation: Weighted mean of |ratio − 1|.
+        clip_fraction: Weighted share of ratios outside [1 − clip_low, 1 + clip_high].
+        approx_kl: Weighted mean of ratio − 1 − log ratio, which estimates KL(old ‖ new), nats.
+    """
+
+    loss: Tensor
+    ratio_deviation: float
+    clip_fraction: float
+    approx_kl: float
+
+
+def clipped_objective(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    negative: NegativeSide = "quadratic",
+    negative_weight: float = 1.0,
+    kl_weight: float = 0.0,
+) -> ObjectiveStats:
+    """PPO's clipped objective with asymmetric bounds and a bounded negative side.
+
+    With ratio = exp(log_ratio) and A = advantages, the gain of a term is
+    - A ≥ 0: min(ratio·A, clamp(ratio, 1 − clip_low, 1 + clip_high)·A), flat above 1 + clip_high;
+    - A < 0, `clip`: the same, flat below 1 − clip_low: nothing calls an overshoot back;
+    - A < 0, `quadratic`: ratio·A − |A| / (2·clip_low) · (ratio − 1)², greatest at ratio = 1 − clip_low:
+      beyond it the gradient turns round (SPO, arXiv 2401.16025; FPO++: for negative advantages only).
+    Negative gains are multiplied by negative_weight: pushing up the loss of failures has no floor of its own.
+    The bounds are around the policy that sampled, so they hold within an iteration; over many iterations of
+    negative advantages alone a flow-matching policy still drifts.
+    loss = Σ w·(mean over R of kl_weight·(ratio − 1 − log_ratio) − gain) / Σ w.
+
+    Args:
+        log_ratio: (N, R), cut to ±20, where the exponential is still safe.
+        advantages: (N,) of the episode that each chunk is from.
+        weights: (N,) w, see `chunk_weights`.
+        clip_low: Distance of the lower bound from 1, in (0, 1).
+        clip_high: Distance of the upper bound from 1, positive.
+        negative: `clip` or `quadratic`.
+        negative_weight: In [0, 1]; 0 learns from positive advantages only.
+        kl_weight: Weight of the KL divergence from the policy that sampled.
+
+    Returns:
+        `ObjectiveStats`. To accumulate minibatches, weight each loss with its Σ w.
+
+    Raises:
+        ValueError: If shapes do not match or `negative` is unknown.
+    """
+    if log_ratio.ndim != 2 or advantages.shape != log_ratio.shape[:1] or weights.shape != log_ratio.shape[:1]:
+        raise ValueError(
+            "Expected log_ratio (N, R), advantages (N,) and weights (N,), got "
+            f"{tuple(log_ratio.shape)}, {tuple(advantages.shape)} and {tuple(weights.shape)}."
+        )
+    if negative not in ("clip", "quadratic"):
+        raise ValueError(f"`negative` should be 'clip' or 'quadratic', got {negative!r}.")
+    log_ratio = log_ratio.float().clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    ratio, advantage = log_ratio.exp(), advantages[:, None]
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    gain = torch.minimum(ratio * advantage, clipped * advantage)
+    if negative == "quadratic":
+        penalised = ratio * advantage - advantage.abs() / (2 * clip_low) * (ratio - 1).square()
+        gain = torch.where(advantage < 0, penalised, gain)
+    gain = torch.where(advantage < 0, negative_weight * gain, gain)
+    kl = ratio - 1 - log_ratio
+
+    def mean(term: Tensor) -> Tensor:
+        return (weights * term.mean(1)).sum() / weights.sum()
+
+    return ObjectiveStats(
+        loss=mean(kl_weight * kl - gain),
+        ratio_deviation=mean((ratio - 1).abs()).item(),
+        clip_fraction=mean((ratio != clipped).float()).item(),
+        approx_kl=mean(kl).item(),
+    )
