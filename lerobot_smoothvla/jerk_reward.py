@@ -1,0 +1,275 @@
+"""The reward of a whole episode: success, and how smoothly the arm got there.
+
+Bounded smoothness of one episode, J its jerk RMS and J_ref the warm start's median on the same task:
+
+    s = 1 / (1 + J / J_ref),            signal "jerk_rms"
+    s = 1 / (1 + exp((L_ref - L) / 2)), signal "ldlj"
+
+L is the LDLJ, the negative logarithm of a *squared* jerk, so exp(-L / 2) is a dimensionless jerk and both
+forms are the same function of a ratio of jerks. Both give 1/2 at the reference. Raw jerk falls with the cube
+of the duration, so "jerk_rms" pays for slowness; LDLJ does not change when the same path is driven slower.
+
+Dims: T control steps, C chunks, D = 3 position axes. Units: SI.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any, Literal, get_args
+
+import torch
+from lerobot.configs import PipelineFeatureType, PolicyFeature
+from lerobot.lerobot_types import EnvTransition, TransitionKey
+from lerobot.processor import ProcessorStep, ProcessorStepRegistry
+from lerobot.processor.converters import create_transition
+from torch import Tensor
+
+from lerobot_smoothvla.episode import Episode, ScoredEpisode, Start
+from lerobot_smoothvla.smoothness import MOVING_SPEED, measure, time_to_success
+
+Signal = Literal["jerk_rms", "ldlj"]
+Combination = Literal["sum", "gated"]
+
+_INPUTS = ("positions", "dt", "executed", "success", "task_key")
+
+
+@dataclass(frozen=True)
+class JerkRewardConfig:
+    """What makes an episode worth repeating.
+
+    Attributes:
+        signal: What smoothness is measured by; see the module.
+        weight: λ ≥ 0 of the smoothness.
+        combination: "sum" is success + λ·s; "gated" is success·(1 + λ·s), where only a success is paid.
+        reference: The value of `signal` at which s = 1/2, in the signal's own unit (m/s³ for "jerk_rms", none
+            for "ldlj"): one for all tasks, or one for each "suite/task_id". None until it is measured; see
+            `reference_medians`.
+        moving_speed: Speed above which the arm counts as moving, m/s.
+        min_extent: An episode that never gets this far from where it began has s = 0, m.
+
+    Raises:
+        ValueError: If a value is out of its range, or λ > 1 with "sum".
+    """
+
+    signal: Signal = "jerk_rms"
+    weight: float = 0.5
+    combination: Combination = "gated"
+    reference: float | dict[str, float] | None = None
+    moving_speed: float = MOVING_SPEED
+    min_extent: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Reject a reward that could not be computed, or that pays for doing nothing."""
+        for name, allowed in (("signal", get_args(Signal)), ("combination", get_args(Combination))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` should be one of {allowed}, got {getattr(self, name)!r}.")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(
+                f"`weight` (λ) should be ≥ 0, got {self.weight}; "
+                "0 rewards success alone, and the sign is already such that smoother is better."
+            )
+        if self.combination == "sum" and self.weight > 1:
+            raise ValueError(
+                f"`weight` (λ) should be ≤ 1 with combination 'sum', got {self.weight}: above it a "
+                "slow failure could earn more than a success. Lower it, or use combination='gated'."
+            )
+        for name in ("moving_speed", "min_extent"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` should be ≥ 0, got {getattr(self, name)}.")
+        for value in self._references():
+            if not math.isfinite(value) or (self.signal == "jerk_rms" and value <= 0):
+                expected = "positive jerk in m/s³" if self.signal == "jerk_rms" else "finite LDLJ"
+                raise ValueError(
+                    f"`reference` should be a {expected} with signal '{self.signal}', got {value}; "
+                    "measure it on the warm start with `reference_medians`."
+                )
+
+    def reference_of(self, task_key: str) -> float:
+        """The reference of one task, in the signal's unit.
+
+        Raises:
+            ValueError: If it was not measured for this task.
+        """
+        if isinstance(self.reference, dict):
+            if task_key not in self.reference:
+                raise ValueError(
+                    f"`reference` has no value for task '{task_key}', only for {sorted(self.reference)}; "
+                    "measure it with `reference_medians` on warm-start episodes of this task."
+                )
+            return self.reference[task_key]
+        if self.reference is None:
+            raise ValueError(
+                "`reference` should be measured before an episode is scored, got None; "
+                "use `reference_medians` on episodes of the warm start."
+            )
+        return self.reference
+
+    def smoothness(self, terms: dict[str, float], task_key: str) -> float:
+        """Bounded smoothness s in [0, 1] of measured terms, as the module defines it; 0 where nothing moved.
+
+        Raises:
+            ValueError: If the task has no reference.
+        """
+        reference, value = self.reference_of(task_key), terms[self.signal]
+        moved = terms["moving_share"] > 0 and terms["extent"] >= self.min_extent
+        if not moved or math.isnan(value):
+            return 0.0
+        if self.signal == "jerk_rms":
+            return 1 / (1 + value / reference)
+        # The logistic function, by a form that cannot overflow.
+        return (1 + math.tanh((value - reference) / 4)) / 2
+
+    def combine(self, success: float, smoothness: float) -> float:
+        """The total reward R of a success in {0, 1} and a smoothness s in [0, 1]."""
+        if self.combination == "sum":
+            return success + self.weight * smoothness
+        return success * (1 + self.weight * smoothness)
+
+    def _references(self) -> list[float]:
+        if self.reference is None:
+            return []
+        return list(self.reference.values()) if isinstance(self.reference, dict) else [self.reference]
+
+
+@ProcessorStepRegistry.register("smoothvla_jerk_reward")
+class JerkRewardProcessorStep(ProcessorStep):
+    """Scores one finished episode, given as one LeRobot transition.
+
+    Reads from the transition's complementary data:
+        positions: (T + 1, 3) measured end-effector positions at control rate, m.
+        dt: Control period, s.
+        executed: (C,) int64 steps that were run of each chunk; their sum is T.
+        success: (T,) bool, whether the task is solved after each step; nothing after the first True counts.
+        task_key: "suite/task_id".
+
+    Writes the total into the transition's reward, and into its info `success`, `smoothness`, `total` and
+    `terms`: those of `smoothness.measure` and `time_to_success` (s, NaN for a failure), named and unweighted.
+    """
+
+    def __init__(self, config: JerkRewardConfig | None = None, **settings: Any) -> None:
+        """Takes the config, or its fields as LeRobot's pipeline passes them, which override the config's.
+
+        Raises:
+            ValueError: If the reference is not measured yet.
+        """
+        self.config = replace(config or JerkRewardConfig(), **settings)
+        if self.config.reference is None:
+            self.config.reference_of("")
+
+    def __call__(self, transition: EnvTransition) -> EnvTransition:
+        """Scores the episode.
+
+        Raises:
+            ValueError: If an input is missing, the inputs disagree on T, or the task has no reference.
+        """
+        data = transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
+        if missing := [name for name in _INPUTS if name not in data]:
+            raise ValueError(
+                f"The transition's complementary data should hold {list(_INPUTS)}, {missing} are missing; "
+                "score an `Episode` with `score`, or fill them in."
+            )
+        terms = _terms(
+            data["positions"], data["dt"], data["executed"], data["success"], self.config.moving_speed
+        )
+        success = 0.0 if math.isnan(terms["time_to_success"]) else 1.0
+        smoothness = self.config.smoothness(terms, data["task_key"])
+        total = self.config.combine(success, smoothness)
+
+        scored = transition.copy()
+        scored[TransitionKey.REWARD] = total
+        scored[TransitionKey.INFO] = (transition.get(TransitionKey.INFO) or {}) | {
+            "success": success,
+            "smoothness": smoothness,
+            "total": total,
+            "terms": terms,
+        }
+        return scored
+
+    def get_config(self) -> dict[str, Any]:
+        """The config's fields, as JSON can hold them."""
+        return asdict(self.config)
+
+    def transform_features(
+        self, features: dict[PipelineFeatureType, dict[str, PolicyFeature]]
+    ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
+        """A reward changes no feature."""
+        return features
+
+
+def score(episode: Episode, step: JerkRewardProcessorStep) -> ScoredEpisode:
+    """An episode with its reward.
+
+    Raises:
+        ValueError: If the episode's task has no reference.
+    """
+    info = step(create_transition(complementary_data=_episode_inputs(episode)))[TransitionKey.INFO]
+    return ScoredEpisode(
+        episode=episode,
+        success=info["success"],
+        smoothness=info["smoothness"],
+        total=info["total"],
+        terms=info["terms"],
+    )
+
+
+def reference_medians(episodes: Iterable[Episode], config: JerkRewardConfig) -> dict[str, float]:
+    """J_ref of each task: the median of the config's signal over warm-start episodes, failures included.
+
+    Args:
+        episodes: Rollouts of the warm start, any number of tasks.
+        config: Says which signal, and from which speed on the arm moves.
+
+    Returns:
+        "suite/task_id" to the median, m/s³ for "jerk_rms"; freeze it with `replace(config, reference=...)`.
+
+    Raises:
+        ValueError: If a task has no episode in which the arm moves.
+    """
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for episode in episodes:
+        value = measure(episode.positions, episode.dt, episode.executed, config.moving_speed)[config.signal]
+        values[task_key(episode.start)] += [] if math.isnan(value) else [value]
+    if still := sorted(key for key, of_task in values.items() if not of_task):
+        raise ValueError(
+            f"`{config.signal}` should be measurable in at least one warm-start episode of each task, but "
+            f"nothing moved in those of {still}; train the warm start further or leave these tasks out."
+        )
+    return {key: median(of_task) for key, of_task in values.items()}
+
+
+def task_key(start: Start) -> str:
+    """The name under which a task's reference is kept: "suite/task_id"."""
+    return f"{start.suite}/{start.task_id}"
+
+
+def _episode_inputs(episode: Episode) -> dict[str, Any]:
+    """What the step reads; an episode that succeeds ends with its success."""
+    success = torch.zeros(episode.n_steps, dtype=torch.bool)
+    success[-1:] = episode.success
+    return {
+        "positions": episode.positions,
+        "dt": episode.dt,
+        "executed": episode.executed,
+        "success": success,
+        "task_key": task_key(episode.start),
+    }
+
+
+def _terms(
+    positions: Tensor, dt: float, executed: Tensor, success: Tensor, moving_speed: float
+) -> dict[str, float]:
+    """Terms of (T + 1, 3) positions up to the first success in (T,) flags, and the time to it."""
+    n_steps = len(success)
+    if len(positions) != n_steps + 1 or int(executed.sum()) != n_steps:
+        raise ValueError(
+            f"An episode of T steps should have T `success` flags, T + 1 `positions` and `executed` with sum "
+            f"T, got {n_steps}, {len(positions)} and {int(executed.sum())}; pass the whole episode in each."
+        )
+    if success.any():
+        n_steps = int(success.int().argmax()) + 1
+    ends = executed.cumsum(dim=0).clamp(max=n_steps)
+    executed = ends.diff(prepend=ends.new_zeros(1))
+    terms = measure(positions[: n_steps + 1], dt, executed, moving_speed)
+    return terms | {"time_to_success": time_to_success(success, dt).item()}
