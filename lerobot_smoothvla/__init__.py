@@ -1,1 +1,17 @@
-"""SmoothVLA for LeRobot."""
+"""SmoothVLA for LeRobot: GRPO fine-tuning of vision-language-action policies with a jerk reward.
+
+Calls go one way: config → env → rollout → Episode → reward terms → Group → objective → update → checkpoint →
+evaluation. The layers, each importing only from those above it:
+
+1. pure maths: `episode`, `smoothness`, `flow`, `grpo.objective`, `evaluation.statistics`
+2. facing LeRobot: the `smoothvla` policy, `jerk_reward`, `envs`, `grpo.configuration`, presets
+3. `rollout`: starts in, episodes out
+4. `grpo.trainer`, `demos`, `evaluation.evaluate`
+5. `cli`
+
+Importing this package registers the policy with LeRobot and loads neither MuJoCo nor transformers.
+"""
+
+from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+
+__all__ = ["SmoothVLAConfig"]

@@ -1,0 +1,215 @@
+"""LIBERO that renders only when the policy looks.
+
+`ChunkedLiberoEnv` is LeRobot's own `LiberoEnv` with three additions: an explicit start, stepping by whole action
+chunks, and cameras that rest in between. Dims: H steps a chunk, T control steps, A = 7 action dimensions.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
+from lerobot.envs.libero import LiberoEnv, _get_suite, get_libero_dummy_action
+from lerobot.envs.utils import parse_camera_names, preprocess_observation
+from lerobot.processor.env_processor import LiberoProcessorStep
+from numpy.typing import NDArray
+from robosuite.utils.observables import sensor
+from torch import Tensor
+
+from lerobot_smoothvla.episode import Start
+
+Observation = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ChunkOutcome:
+    """What happened while a chunk ran.
+
+    Attributes:
+        positions: (n, 3) end-effector positions after each executed step, m.
+        observation: What the policy sees next; None once the episode is over.
+        success: Whether the task is solved.
+        done: Success, or the horizon reached.
+    """
+
+    positions: NDArray[np.float64]
+    observation: Observation | None
+    success: bool
+    done: bool
+
+    @property
+    def n_steps(self) -> int:
+        """Control steps executed, at most the chunk's length."""
+        return len(self.positions)
+
+
+class ChunkedLiberoEnv(LiberoEnv):
+    """LeRobot's LIBERO environment, reset to an explicit `Start` and stepped one chunk at a time.
+
+    Rendering is skipped by exchanging the camera sensors, not by disabling their observables: an observable
+    keeps its own sampling clock, and a paused clock would sample at another physics substep afterwards. So the
+    frames that the policy sees are bit-identical to those of an environment that renders every step.
+    """
+
+    def __init__(self, config: LiberoEnvConfig, suite: str, task_id: int) -> None:
+        """Prepare task `task_id` of `suite`; the simulator itself is built on the first reset.
+
+        Raises:
+            ValueError: If the suite or the task does not exist.
+        """
+        task_suite = _get_suite(suite)
+        if not 0 <= task_id < len(task_suite.tasks):
+            raise ValueError(
+                f"Task id should be in [0, {len(task_suite.tasks) - 1}] for suite '{suite}', got {task_id}."
+            )
+        options = {k: v for k, v in config.gym_kwargs.items() if k not in ("task_ids", "hard_reset")}
+        super().__init__(
+            task_suite=task_suite,
+            task_id=task_id,
+            task_suite_name=suite,
+            episode_length=config.episode_length,
+            camera_name=parse_camera_names(config.camera_name),
+            camera_name_mapping=config.camera_name_mapping,
+            control_mode=config.control_mode,
+            is_libero_plus=config.is_libero_plus,
+            hard_reset=False,
+            **options,
+        )
+        self.suite = suite
+        self.dt = 1.0 / self.control_freq
+        self._camera_sensors: dict[str, Callable[..., Any]] = {}
+        self._rendering = True
+        self._steps = 0
+        self._done = True
+        self._to_lerobot = LiberoProcessorStep()
+        blank = np.zeros((self.observation_height, self.observation_width, 3), np.uint8)
+        self._closed_eye = sensor(modality="image")(lambda obs_cache: blank)
+
+    @property
+    def n_init_states(self) -> int:
+        """Fixed initial states that LIBERO ships for this task."""
+        return len(self._init_states)
+
+    @property
+    def max_steps(self) -> int:
+        """The horizon in control steps: the config's `episode_length`, else the suite's own."""
+        return self._max_episode_steps
+
+    @property
+    def position(self) -> NDArray[np.float64]:
+        """(3,) end-effector position, m, read from the simulator at the end of the last control step."""
+        robot = self._env.robots[0]
+        return np.array(self._env.sim.data.site_xpos[robot.eef_site_id])
+
+    @property
+    def rendering(self) -> bool:
+        """Whether the cameras are rendered in the coming control steps."""
+        return self._rendering
+
+    @rendering.setter
+    def rendering(self, on: bool) -> None:
+        self._ensure_env()
+        observables = self._env.env._observables
+        for name in self.camera_name:
+            if name not in self._camera_sensors:
+                self._camera_sensors[name] = observables[name]._sensor
+            # Not `set_sensor`: that takes a trial reading, which would render.
+            observables[name]._sensor = self._camera_sensors[name] if on else self._closed_eye
+        self._rendering = on
+
+    @contextmanager
+    def _delta_control(self) -> Iterator[None]:
+        """The settle action is a zero *displacement*; in absolute mode it would be a target."""
+        controllers = [robot.controller for robot in self._env.robots]
+        modes = [controller.use_delta for controller in controllers]
+        for controller in controllers:
+            controller.use_delta = True
+        yield
+        for controller, mode in zip(controllers, modes, strict=True):
+            controller.use_delta = mode
+
+    def reset_to(self, start: Start) -> Observation:
+        """Soft reset to a start, rendering nothing but the last settle step.
+
+        Returns:
+            The first observation that the policy sees.
+
+        Raises:
+            ValueError: If the start belongs to another task, or its initial state does not exist.
+        """
+        if (start.suite, start.task_id) != (self.suite, self.task_id):
+            raise ValueError(
+                f"The start should belong to {self.suite} task {self.task_id}, "
+                f"got {start.suite} task {start.task_id}."
+            )
+        if not 0 <= start.init_state < self.n_init_states:
+            raise ValueError(
+                f"Initial state should be in [0, {self.n_init_states - 1}] for {self.suite} task "
+                f"{self.task_id}, got {start.init_state}."
+            )
+        self.rendering = False
+        for robot in self._env.robots:
+            # A soft reset keeps the gripper's smoothed command: the settled state would depend on the last episode.
+            robot.gripper.current_action = np.zeros(robot.gripper.dof)
+        self.init_state_id = start.init_state
+        settle, self.num_steps_wait = self.num_steps_wait, self.num_steps_wait - 1
+        try:
+            self.reset(seed=start.seed)
+        finally:
+            self.num_steps_wait = settle
+        self.rendering = True
+        with self._delta_control():
+            raw_obs, _, _, _ = self._env.step(get_libero_dummy_action())
+        self.rendering = False
+        self._steps, self._done = 0, False
+        return self.to_lerobot(self._format_raw_obs(raw_obs))
+
+    def step_chunk(
+        self,
+        actions: NDArray[np.floating[Any]],
+        on_frame: Callable[[dict[str, Any]], None] | None = None,
+    ) -> ChunkOutcome:
+        """Run the steps of a chunk until it ends, the task is solved, or the horizon is reached.
+
+        Args:
+            actions: (n, A) actions in [-1, 1].
+            on_frame: Called with LeRobot's raw observation after every step; rendering is on throughout then.
+
+        Raises:
+            RuntimeError: If the episode is over.
+        """
+        if self._done:
+            raise RuntimeError("The episode is over: call `reset_to` before stepping again.")
+        positions = []
+        last = min(len(actions), self.max_steps - self._steps)
+        success = False
+        for index, action in enumerate(actions[:last]):
+            self.rendering = on_frame is not None or index == last - 1
+            observation, _, success, _, _ = self.step(action)
+            positions.append(self.position)
+            if on_frame is not None:
+                on_frame(observation)
+            if success:
+                break
+        self._steps += len(positions)
+        self._done = success or self._steps >= self.max_steps
+        seen = None if self._done else self.to_lerobot(observation)
+        return ChunkOutcome(np.stack(positions), seen, success, self._done)
+
+    def to_lerobot(self, observation: dict[str, Any]) -> Observation:
+        """LeRobot's keys and conventions, unbatched: images (3, h, w) uint8, state (8,) float32."""
+        batch = self._to_lerobot.observation(preprocess_observation(_batched(observation)))
+        return {
+            key: (value[0] * 255).round().to(torch.uint8) if "images" in key else value[0]
+            for key, value in batch.items()
+        }
+
+
+def _batched(observation: Any) -> Any:
+    """Add the leading dimension that a vector environment would add."""
+    if isinstance(observation, dict):
+        return {key: _batched(value) for key, value in observation.items()}
+    return np.asarray(observation)[None]

@@ -1,0 +1,128 @@
+"""The SmoothVLA policy: SmolVLA behind the seam that samplers and replays use.
+
+Dims: B batch, H steps a chunk, P padded action dimensions, A real ones, L prefix tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from lerobot.policies.common.vla_utils import make_att_2d_masks
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+# The tokenizer step of the embedded backbone must be registered before a checkpoint's processors are loaded.
+from lerobot_smoothvla import processor_smoothvla  # noqa: F401
+from lerobot_smoothvla.backbones.conv_stem import ConvStem
+from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+
+
+@dataclass(frozen=True)
+class PrefixContext:
+    """The VLM's answer to one batch of observations.
+
+    Attributes:
+        pad_masks: (B, L) bool, which prefix tokens are real.
+        keys_values: Per layer, keys and values (B, heads, L, head_dim).
+    """
+
+    pad_masks: Tensor
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+
+    def repeat_interleave(self, n: int) -> Self:
+        """Each batch row n times in a row."""
+        return type(self)(
+            self.pad_masks.repeat_interleave(n, dim=0),
+            tuple(
+                (k.repeat_interleave(n, dim=0), v.repeat_interleave(n, dim=0)) for k, v in self.keys_values
+            ),
+        )
+
+
+class SmoothVLAPolicy(SmolVLAPolicy):
+    """SmolVLA with `encode` and `velocity`: a `FlowPolicy` (flow/policy.py).
+
+    Weights of any SmolVLA load into it, since its modules and their names are SmolVLA's.
+    """
+
+    config_class = SmoothVLAConfig
+    name = "smoothvla"
+
+    def __init__(self, config: SmoothVLAConfig, **kwargs: Any) -> None:
+        """Build the policy; the embedded backbone gets its convolutional stem here."""
+        super().__init__(config.with_backbone_path(), **kwargs)
+        self.config = self.model.config = config
+        if config.embedded:
+            vlm = self.model.vlm_with_expert
+            vlm.get_vlm_model().vision_model = ConvStem(4, vlm.config.text_config.hidden_size)
+            vlm.get_vlm_model().connector = nn.Identity()
+            vlm.set_requires_grad()
+
+    @property
+    def chunk_size(self) -> int:
+        """H."""
+        return self.config.chunk_size
+
+    @property
+    def padded_action_dim(self) -> int:
+        """P."""
+        return self.config.max_action_dim
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return self.config.action_feature.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """K, Euler steps from noise to action."""
+        return self.config.num_steps
+
+    def prepare_images(self, batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """SmolVLA's image preparation; the embedded backbone gets a fourth channel that tells cameras apart.
+
+        Returns:
+            Per camera, images (B, 3 or 4, h, w) in [-1, 1] and masks (B,).
+        """
+        images, masks = super().prepare_images(batch)
+        if self.config.embedded:
+            images = [
+                torch.cat([image, torch.full_like(image[:, :1], index)], dim=1)
+                for index, image in enumerate(images)
+            ]
+        return images, masks
+
+    def encode(self, batch: dict[str, Tensor]) -> PrefixContext:
+        """Run the VLM over images, instruction and state once. Differentiable.
+
+        Args:
+            batch: Preprocessed observations, B rows.
+        """
+        batch = self._prepare_batch(batch)
+        images, image_masks = self.prepare_images(batch)
+        embeddings, pad_masks, attention_masks = self.model.embed_prefix(
+            images,
+            image_masks,
+            batch[OBS_LANGUAGE_TOKENS],
+            batch[OBS_LANGUAGE_ATTENTION_MASK],
+            state=self.prepare_state(batch),
+        )
+        _, cache = self.model.vlm_with_expert.forward(
+            attention_mask=make_att_2d_masks(pad_masks, attention_masks),
+            position_ids=torch.cumsum(pad_masks, dim=1) - 1,
+            past_key_values=None,
+            inputs_embeds=[embeddings, None],
+            use_cache=True,
+        )
+        return PrefixContext(pad_masks, tuple((layer.keys, layer.values) for layer in cache.layers))
+
+    def velocity(self, context: PrefixContext, x_t: Tensor, t: Tensor) -> Tensor:
+        """v(x_t, t) of the action expert, (B, H, P) float32. Differentiable; the context stays as it was."""
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(context.keys_values):
+            cache.update(keys, values, index)
+        return self.model.denoise_step(
+            prefix_pad_masks=context.pad_masks, past_key_values=cache, x_t=x_t, timestep=t
+        )

@@ -1,0 +1,211 @@
+"""One rollout, and many of them over workers: requests in, episodes out, in the order of the requests.
+
+Dims: C policy calls, H steps a chunk, P padded action dimensions, A real ones, T control steps.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lerobot.policies import PreTrainedPolicy
+from lerobot.processor import PolicyProcessorPipeline
+from torch import Tensor
+
+from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv, Observation
+from lerobot_smoothvla.episode import Episode, Start
+from lerobot_smoothvla.flow.ratio import FlowSample
+
+
+class Sampler(Protocol):
+    """How a chunk is drawn: any `RatioEstimator`, or `OdeSampler`."""
+
+    def sample(
+        self, policy: Any, context: Any, generator: torch.Generator, batch_size: int = 1
+    ) -> FlowSample:
+        """Chunks (B, H, P) and what a replay needs."""
+        ...
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One episode to run.
+
+    Attributes:
+        start: Where it begins.
+        noise_seed: Seed of everything that the policy draws.
+        sampler: How chunks are drawn.
+        video: Where to write a video of every control step, or None.
+    """
+
+    start: Start
+    noise_seed: int
+    sampler: Sampler
+    video: Path | None = None
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A policy with its processors, ready to act.
+
+    Attributes:
+        policy: A `FlowPolicy`.
+        preprocessor: Observation to model input.
+        postprocessor: Model output to action.
+    """
+
+    policy: PreTrainedPolicy
+    preprocessor: PolicyProcessorPipeline[Any, Any]
+    postprocessor: PolicyProcessorPipeline[Any, Any]
+
+    def model_input(self, observations: Observation, instructions: list[str]) -> dict[str, Tensor]:
+        """Preprocessed batch for `FlowPolicy.encode`.
+
+        Args:
+            observations: Images (B, 3, h, w) uint8 and state (B, S), as an `Episode` keeps them.
+            instructions: B task strings.
+        """
+        batch: dict[str, Any] = {
+            key: value.float() / 255 if value.dtype == torch.uint8 else value
+            for key, value in observations.items()
+        }
+        return self.preprocessor({**batch, "task": instructions})
+
+    def env_actions(self, chunks: Tensor) -> Tensor:
+        """(B, H, P) sampled chunks to (B, H, A) actions of the environment, float32 on the CPU."""
+        return self.postprocessor(chunks[..., : self.policy.action_dim]).float().cpu()
+
+
+def run_episode(
+    env: ChunkedLiberoEnv,
+    actor: Actor,
+    request: RolloutRequest,
+    on_frame: Callable[[dict[str, Any]], None] | None = None,
+) -> Episode:
+    """Roll the policy out from the request's start until success or the horizon.
+
+    Args:
+        env: Of the start's task.
+        actor: The policy; its `n_action_steps` of every chunk are executed.
+        request: What to run.
+        on_frame: Called with LeRobot's raw observation after every control step; needs every frame rendered.
+    """
+    policy = actor.policy
+    generator = torch.Generator(policy.config.device).manual_seed(request.noise_seed)
+    observation: Observation | None = env.reset_to(request.start)
+    positions, observations, samples, executed, actions = [env.position[None]], [], [], [], []
+    success = False
+    while observation is not None:
+        batch = {key: value[None] for key, value in observation.items()}
+        with torch.no_grad():
+            context = policy.encode(actor.model_input(batch, [env.task_description]))
+            sample = request.sampler.sample(policy, context, generator)
+        chunk = actor.env_actions(sample.actions)[0, : policy.config.n_action_steps]
+        outcome = env.step_chunk(chunk.numpy(), on_frame)
+        observations.append(batch)
+        samples.append(sample)
+        executed.append(outcome.n_steps)
+        actions.append(chunk[: outcome.n_steps])
+        positions.append(outcome.positions)
+        observation, success = outcome.observation, outcome.success
+    return Episode(
+        start=request.start,
+        instruction=env.task_description,
+        observations=_concatenate(observations),
+        record=_concatenate([sample.record for sample in samples]),
+        chunks=torch.cat([sample.actions for sample in samples]).cpu(),
+        executed=torch.tensor(executed),
+        actions=torch.cat(actions),
+        positions=torch.from_numpy(np.concatenate(positions)),
+        dt=env.dt,
+        success=success,
+        max_steps=env.max_steps,
+    )
+
+
+def _concatenate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.cat([row[key].cpu() for row in rows]) for key in rows[0]}
+
+
+class Worker(Protocol):
+    """Runs one request at a time."""
+
+    def submit(self, request: RolloutRequest) -> None:
+        """Begin a request; the worker must be free."""
+        ...
+
+    def collect(self) -> Episode:
+        """Wait for the episode of the last request.
+
+        Raises:
+            RuntimeError: If the rollout failed, with the reason.
+        """
+        ...
+
+    def load_weights(self, policy: PreTrainedPolicy) -> None:
+        """Act with these weights from the next request on."""
+        ...
+
+    def close(self) -> None:
+        """Release the simulators."""
+        ...
+
+
+class RolloutEngine:
+    """Spreads requests over workers.
+
+    Episodes depend on their requests and the weights alone, not on the number of workers or on what they ran
+    before: starts reset everything, and every request has its own seed.
+    """
+
+    def __init__(self, workers: Sequence[Worker], wait: Callable[[Iterable[Worker]], list[Worker]]) -> None:
+        """Take ownership of the workers.
+
+        Args:
+            workers: At least one.
+            wait: Returns those of the busy workers that have an episode ready, at least one.
+        """
+        self._workers = list(workers)
+        self._wait = wait
+
+    def run(
+        self,
+        requests: Sequence[RolloutRequest],
+        on_episode: Callable[[int, Episode], None] | None = None,
+    ) -> list[Episode]:
+        """Run all requests.
+
+        Args:
+            requests: What to run; sorted by task they need the fewest simulators.
+            on_episode: Called as each episode ends, with its request's index, in the order of completion.
+
+        Returns:
+            Episodes in the order of the requests.
+        """
+        episodes: dict[int, Episode] = {}
+        queue = list(enumerate(requests))[::-1]
+        busy: dict[Worker, int] = {}
+        while queue or busy:
+            for worker in self._workers:
+                if worker not in busy and queue:
+                    index, request = queue.pop()
+                    worker.submit(request)
+                    busy[worker] = index
+            for worker in self._wait(busy):
+                index = busy.pop(worker)
+                episodes[index] = worker.collect()
+                if on_episode is not None:
+                    on_episode(index, episodes[index])
+        return [episodes[index] for index in range(len(requests))]
+
+    def load_weights(self, policy: PreTrainedPolicy) -> None:
+        """Let every worker act with these weights from now on."""
+        for worker in self._workers:
+            worker.load_weights(policy)
+
+    def close(self) -> None:
+        """Release all workers."""
+        for worker in self._workers:
+            worker.close()

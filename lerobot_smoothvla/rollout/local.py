@@ -1,0 +1,246 @@
+"""Workers on this machine: in this process, or one process each.
+
+The serial worker is the oracle: the processes give the same episodes, bit by bit.
+"""
+
+import multiprocessing as mp
+import os
+import pickle
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
+from lerobot.policies import PreTrainedPolicy, get_policy_class, make_pre_post_processors
+from lerobot.utils.io_utils import write_video
+from torch import Tensor
+
+from lerobot_smoothvla.episode import Episode
+from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest, run_episode
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+"""Of torch and of Mesa's software renderer: with one process a core more threads only get in each other's way."""
+
+
+@dataclass
+class Simulators:
+    """The simulators of one worker, built on first use; the least recently used makes room.
+
+    Attributes:
+        config: LeRobot's environment config.
+        limit: Simulators kept at once; one takes about 1 GiB (docs/performance.md).
+    """
+
+    config: LiberoEnvConfig
+    limit: int = 3
+    _envs: OrderedDict[tuple[str, int], Any] = field(default_factory=OrderedDict)
+
+    def get(self, suite: str, task_id: int) -> Any:
+        """The environment of a task."""
+        # Only here, as importing LIBERO loads MuJoCo.
+        from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv
+
+        key = (suite, task_id)
+        if key not in self._envs:
+            if len(self._envs) >= self.limit:
+                self._envs.popitem(last=False)[1].close()
+            self._envs[key] = ChunkedLiberoEnv(self.config, suite, task_id)
+        self._envs.move_to_end(key)
+        return self._envs[key]
+
+    def close(self) -> None:
+        """Close all of them."""
+        while self._envs:
+            self._envs.popitem()[1].close()
+
+
+def rollout(simulators: Simulators, actor: Actor, request: RolloutRequest) -> Episode:
+    """Run one request, with its video if it wants one."""
+    env = simulators.get(request.start.suite, request.start.task_id)
+    if request.video is None:
+        return run_episode(env, actor, request)
+    frames: list[Any] = []
+    first_camera = next(iter(env.camera_name_mapping.values()))
+    # LIBERO's images are upside down.
+    episode = run_episode(
+        env, actor, request, lambda raw: frames.append(raw["pixels"][first_camera][::-1, ::-1])
+    )
+    request.video.parent.mkdir(parents=True, exist_ok=True)
+    write_video(str(request.video), frames, fps=round(1 / env.dt))
+    return episode
+
+
+class SerialWorker:
+    """Runs requests in this process."""
+
+    def __init__(self, env_config: LiberoEnvConfig, actor: Actor) -> None:
+        """Prepare; no simulator is built before the first request."""
+        self._simulators = Simulators(env_config)
+        self._actor = actor
+        self._request: RolloutRequest | None = None
+
+    def submit(self, request: RolloutRequest) -> None:
+        """Keep the request for `collect`."""
+        self._request = request
+
+    def collect(self) -> Episode:
+        """Run the submitted request."""
+        assert self._request is not None
+        return rollout(self._simulators, self._actor, self._request)
+
+    def load_weights(self, policy: PreTrainedPolicy) -> None:
+        """Copy the weights, unless the policy is the actor's own."""
+        if policy is not self._actor.policy:
+            self._actor.policy.load_state_dict(policy.state_dict())
+
+    def close(self) -> None:
+        """Close the simulators."""
+        self._simulators.close()
+
+
+class ProcessWorker:
+    """Runs requests in a process of its own, with its own simulators and its own copy of the policy."""
+
+    def __init__(
+        self, env_config: LiberoEnvConfig, policy_config: PreTrainedConfig, weights: dict[str, Tensor]
+    ):
+        """Start the process.
+
+        Args:
+            env_config: LeRobot's environment config.
+            policy_config: With `pretrained_path`, where the processors are loaded from.
+            weights: The policy's state in shared memory.
+        """
+        context = mp.get_context("spawn")
+        self.connection, child = context.Pipe()
+        with _environment(_ONE_THREAD):
+            self._process = context.Process(
+                target=_serve, args=(child, env_config, policy_config, weights), daemon=True
+            )
+            self._process.start()
+        child.close()
+
+    def submit(self, request: RolloutRequest) -> None:
+        """Send the request."""
+        self.connection.send(request)
+
+    def collect(self) -> Episode:
+        """Wait for the episode.
+
+        Raises:
+            RuntimeError: If the rollout failed in the worker, or the worker died.
+        """
+        try:
+            episode, error = pickle.loads(self.connection.recv_bytes())
+        except EOFError:
+            self._process.join(5)
+            raise RuntimeError(
+                f"A rollout worker died (exit code {self._process.exitcode}); with -9 it was probably killed for "
+                "memory: use fewer workers (--n_workers)."
+            ) from None
+        if error is not None:
+            raise RuntimeError(f"A rollout failed in its worker process:\n{error}")
+        return episode
+
+    def load_weights(self, policy: PreTrainedPolicy) -> None:
+        """Tell the process to read the shared weights, which the caller has updated."""
+        self.connection.send("load_weights")
+
+    def close(self) -> None:
+        """End the process."""
+        self.connection.close()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+
+
+def _serve(
+    connection: Connection,
+    env_config: LiberoEnvConfig,
+    policy_config: PreTrainedConfig,
+    weights: dict[str, Tensor],
+) -> None:
+    """What a worker process does until its connection is closed."""
+    torch.set_num_threads(1)
+    simulators = Simulators(env_config)
+    actor = make_actor(policy_config)
+    actor.policy.load_state_dict(weights)
+    while True:
+        try:
+            request = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            simulators.close()
+            return
+        if request == "load_weights":
+            actor.policy.load_state_dict(weights)
+            continue
+        try:
+            answer = (rollout(simulators, actor, request), None)
+        except Exception:
+            answer = (None, traceback.format_exc())
+        # `Connection.send` would pass tensors as file descriptors, of which a long run has too few.
+        connection.send_bytes(pickle.dumps(answer))
+
+
+def make_actor(config: PreTrainedConfig, policy: PreTrainedPolicy | None = None) -> Actor:
+    """A policy of this config in evaluation mode, with the processors saved beside its checkpoint."""
+    policy = policy or get_policy_class(config.type)(config)
+    preprocessor, postprocessor = make_pre_post_processors(
+        config,
+        pretrained_path=str(config.pretrained_path),
+        preprocessor_overrides={"device_processor": {"device": config.device}},
+    )
+    return Actor(policy.to(config.device).eval(), preprocessor, postprocessor)
+
+
+class ProcessEngine(RolloutEngine):
+    """Worker processes around one copy of the weights in shared memory."""
+
+    def __init__(self, env_config: LiberoEnvConfig, policy: PreTrainedPolicy, n_workers: int) -> None:
+        """Start `n_workers` processes; each builds its simulators on first use.
+
+        Args:
+            env_config: LeRobot's environment config.
+            policy: Whose weights and config they start with.
+            n_workers: Processes; one a core.
+        """
+        self._shared = {k: v.detach().cpu().clone().share_memory_() for k, v in policy.state_dict().items()}
+        workers = [ProcessWorker(env_config, policy.config, self._shared) for _ in range(n_workers)]
+        super().__init__(workers, _wait_for_processes)
+
+    def load_weights(self, policy: PreTrainedPolicy) -> None:
+        """Write the weights to shared memory once, and tell every worker."""
+        for key, value in policy.state_dict().items():
+            self._shared[key].copy_(value)
+        super().load_weights(policy)
+
+
+def make_engine(env_config: LiberoEnvConfig, actor: Actor, n_workers: int) -> RolloutEngine:
+    """An engine with `n_workers` processes, or with the serial worker in this process for 0."""
+    if n_workers == 0:
+        return RolloutEngine([SerialWorker(env_config, actor)], list)
+    return ProcessEngine(env_config, actor.policy, n_workers)
+
+
+def _wait_for_processes(workers: Iterable[ProcessWorker]) -> list[ProcessWorker]:
+    by_connection = {worker.connection: worker for worker in workers}
+    return [by_connection[ready] for ready in wait(list(by_connection))]
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    yield
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
