@@ -38,7 +38,7 @@ class Episode:
         instruction: The task string that the policy read.
         observations: What the policy saw at each call, before its preprocessor: images (C, 3, h, w) uint8,
             state (C, S) float32, keyed as LeRobot does (`observation.images.image`, `observation.state`).
-        record: What a ratio estimator needs to replay the sampling, each (C, ...) float32.
+        record: What a ratio estimator needs to replay the sampling, each (C, ...).
         chunks: (C, H, P) sampled actions in the model's (normalised, padded) space.
         executed: (C,) int64, how many steps of each chunk were run; their sum is T.
         actions: (T, A) what the environment received.

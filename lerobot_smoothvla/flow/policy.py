@@ -34,5 +34,5 @@ class FlowPolicy(Protocol):
         ...
 
     def velocity(self, context: FlowContext, x_t: Tensor, t: Tensor) -> Tensor:
-        """v(x_t, t), (B, H, P) float32, from (B, H, P) and (B,). Differentiable; the context stays as it was."""
+        """v(x_t, t), (B, H, P) float32, of (B, H, P) and (B,). Differentiable; leaves the context alone."""
         ...

@@ -16,25 +16,13 @@ from torch import Tensor
 from lerobot_smoothvla.flow.noise import noise_factor, sample_noise
 from lerobot_smoothvla.flow.policy import FlowContext, FlowPolicy
 from lerobot_smoothvla.flow.sampling import (
+    FlowSample,
+    OdeSampler,
     flow_sde_step,
     gaussian_log_prob,
-    integrate_ode,
     ode_step,
     time_grid,
 )
-
-
-@dataclass(frozen=True)
-class FlowSample:
-    """Sampled chunks and what replays them.
-
-    Attributes:
-        actions: (B, H, P) in the model's normalised, padded space.
-        record: What `log_ratio` needs, each (B, ...).
-    """
-
-    actions: Tensor
-    record: dict[str, Tensor]
 
 
 class RatioEstimator(ABC):
@@ -222,11 +210,9 @@ class FlowMatchingRatio(RatioEstimator):
 
         t ~ 0.001 + 0.999·Beta(1.5, 1), as in SmolVLA's training; Beta(1.5, 1) is u^(2/3) with u uniform.
         """
-        shape = (batch_size, policy.chunk_size, policy.padded_action_dim)
-        noise = torch.randn(shape, generator=generator, device=generator.device)
-        chunk = integrate_ode(policy, context, noise)
+        chunk = OdeSampler().sample(policy, context, generator, batch_size).actions
         u = torch.rand(batch_size, self.n_pairs, generator=generator, device=generator.device)
-        eps_shape = (batch_size, self.n_pairs, *shape[1:])
+        eps_shape = (batch_size, self.n_pairs, *chunk.shape[1:])
         eps = torch.randn(eps_shape, generator=generator, device=generator.device)
         return FlowSample(chunk, {"chunk": chunk, "t": 0.001 + 0.999 * u ** (2 / 3), "eps": eps})
 

@@ -5,12 +5,26 @@ Dims: B batch, H steps a chunk, P padded action dimensions, A ≤ P real ones.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lerobot_smoothvla.flow.noise import whiten
 from lerobot_smoothvla.flow.policy import FlowContext, FlowPolicy
+
+
+@dataclass(frozen=True)
+class FlowSample:
+    """Sampled chunks and what replays them.
+
+    Attributes:
+        actions: (B, H, P) in the model's normalised, padded space.
+        record: What `RatioEstimator.log_ratio` needs, each (B, ...); empty where nothing is to be replayed.
+    """
+
+    actions: Tensor
+    record: dict[str, Tensor]
 
 
 def time_grid(num_steps: int, device: torch.device | None = None) -> Tensor:
@@ -47,6 +61,20 @@ def integrate_ode(policy: FlowPolicy, context: FlowContext, noise: Tensor) -> Te
     for t in time_grid(policy.num_steps, noise.device):
         x_t = ode_step(x_t, policy.velocity(context, x_t, t.expand(len(noise))), 1.0 / policy.num_steps)
     return x_t
+
+
+@dataclass(frozen=True)
+class OdeSampler:
+    """What is deployed: the plain ODE from random noise. For evaluation; it records nothing."""
+
+    @torch.no_grad()
+    def sample(
+        self, policy: FlowPolicy, context: FlowContext, generator: torch.Generator, batch_size: int = 1
+    ) -> FlowSample:
+        """Chunks from noise that `generator` draws, on its device; see `RatioEstimator.sample`."""
+        shape = (batch_size, policy.chunk_size, policy.padded_action_dim)
+        noise = torch.randn(shape, generator=generator, device=generator.device)
+        return FlowSample(integrate_ode(policy, context, noise), {})
 
 
 def flow_sde_step(x_t: Tensor, v: Tensor, t: Tensor, delta: float, level: float) -> tuple[Tensor, Tensor]:
