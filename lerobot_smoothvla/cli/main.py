@@ -1,0 +1,52 @@
+"""`smoothvla COMMAND`: finds the command, expands selectors, turns expected errors into one paragraph."""
+
+import importlib
+import os
+import sys
+
+from lerobot_smoothvla.selectors import expand
+
+COMMANDS = {
+    "demos": "record demonstrations of LIBERO tasks with a scripted expert",
+    "grpo": "fine-tune a policy with GRPO and the jerk reward",
+    "eval": "measure success and smoothness on given starts, or compare two checkpoints",
+    "demo": "run the whole path: demonstrations, supervised training, GRPO, comparison",
+}
+
+
+def usage() -> str:
+    """What `smoothvla --help` prints."""
+    lines = [f"  {name:<8}{purpose}" for name, purpose in COMMANDS.items()]
+    return "\n".join(["usage: smoothvla COMMAND [policy=NAME] [env=NAME] [--flag=value ...]", "", *lines])
+
+
+def main() -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 2 after an error that the message explains, 130 when interrupted.
+    """
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command not in COMMANDS:
+        print(f"smoothvla: error: there is no command `{command}`.\n\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        sys.argv = [f"smoothvla {command}", *expand(f"smoothvla {command}", rest)]
+        importlib.import_module(f"lerobot_smoothvla.cli.{command}").main()
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("SMOOTHVLA_DEBUG") == "1":
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"smoothvla {command}: error: {reason} (SMOOTHVLA_DEBUG=1 shows where.)", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
