@@ -1,0 +1,228 @@
+"""GRPO's update: scored groups in, a better policy and the figures about it out.
+
+Dims: N chunks of all kept episodes, H steps a chunk, R ratio terms a chunk, G rollouts of a group.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from lerobot.rl.algorithms.base import RLAlgorithm
+from lerobot.rl.algorithms.configs import TrainingStats
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from lerobot_smoothvla.episode import Episode, Group
+from lerobot_smoothvla.grpo.configuration import GRPOConfig
+from lerobot_smoothvla.grpo.objective import chunk_weights, clipped_objective, group_advantages, keep_group
+from lerobot_smoothvla.rollout.engine import Actor
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The chunks that an update learns from, flattened over episodes. Observations stay uint8 on the CPU.
+
+    Attributes:
+        observations: (N, ...) as the episodes hold them.
+        instructions: N task strings.
+        record: (N, ...) of the ratio estimator.
+        executed: (N, H) bool.
+        advantages: (N,) of each chunk's episode.
+        weights: (N,), each episode's sum to 1.
+    """
+
+    observations: dict[str, Tensor]
+    instructions: list[str]
+    record: dict[str, Tensor]
+    executed: Tensor
+    advantages: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.instructions)
+
+    def __getitem__(self, index: Tensor) -> Self:
+        """The chunks of `index`."""
+        return type(self)(
+            {key: value[index] for key, value in self.observations.items()},
+            [self.instructions[i] for i in index.tolist()],
+            {key: value[index] for key, value in self.record.items()},
+            self.executed[index],
+            self.advantages[index],
+            self.weights[index],
+        )
+
+    @classmethod
+    def from_groups(cls, groups: Sequence[Group], config: GRPOConfig) -> Self | None:
+        """Flatten the groups that have something to teach; None if there are none."""
+        episodes: list[Episode] = []
+        advantages: list[Tensor] = []
+        for group in groups:
+            success, smoothness, total = (
+                torch.tensor([getattr(scored, name) for scored in group.episodes])
+                for name in ("success", "smoothness", "total")
+            )
+            if not keep_group(success, config.reward.weight):
+                continue
+            advantages.append(
+                group_advantages(
+                    success,
+                    smoothness,
+                    total,
+                    mode=config.advantage,
+                    smoothness_weight=config.reward.weight,
+                    std_floor=config.std_floor,
+                )
+            )
+            episodes += [scored.episode for scored in group.episodes]
+        if not episodes:
+            return None
+        chunks = torch.tensor([len(episode.executed) for episode in episodes])
+        steps = torch.arange(episodes[0].chunks.shape[1])
+        return cls(
+            observations=_stack([episode.observations for episode in episodes]),
+            instructions=[e.instruction for e in episodes for _ in range(len(e.executed))],
+            record=_stack([episode.record for episode in episodes]),
+            executed=steps < torch.cat([episode.executed for episode in episodes])[:, None],
+            advantages=torch.cat(advantages).repeat_interleave(chunks),
+            weights=chunk_weights(chunks),
+        )
+
+
+class GRPOAlgorithm(RLAlgorithm):
+    """LeRobot's `RLAlgorithm` for GRPO; a batch of its iterator is the list of an iteration's groups."""
+
+    config_class = GRPOConfig
+    name = "grpo"
+
+    def __init__(self, actor: Actor, config: GRPOConfig) -> None:
+        """Take the policy to train, with its processors.
+
+        Raises:
+            ValueError: If nothing of the policy is trainable.
+        """
+        self.actor = actor
+        self.config = config
+        self.estimator = config.estimator(actor.policy.config)
+        self._parameters = [p for p in actor.policy.parameters() if p.requires_grad]
+        if not self._parameters:
+            raise ValueError("The policy has no trainable parameter; check its freezing flags.")
+        self._optimizers = self.make_optimizers_and_scheduler()
+
+    def make_optimizers_and_scheduler(self) -> dict[str, Optimizer]:
+        """AdamW without weight decay over what is trainable."""
+        return {"policy": AdamW(self._parameters, lr=self.config.lr, weight_decay=0.0)}
+
+    def get_optimizers(self) -> dict[str, Optimizer]:
+        """The optimizer, for checkpoints."""
+        return self._optimizers
+
+    def update(self, batch_iterator: Iterator[Any]) -> TrainingStats:
+        """One iteration's update on the groups that `batch_iterator` yields.
+
+        The order of the minibatches depends on `optimization_step` alone, so a resumed run repeats it.
+        """
+        groups: list[Group] = next(batch_iterator)
+        replay = Replay.from_groups(groups, self.config)
+        generator = torch.Generator().manual_seed(self.optimization_step)
+        self.optimization_step += 1
+        if replay is None:
+            return TrainingStats(extra={"n_chunks": 0.0})
+        baseline = self._baseline(replay)
+        totals = {
+            "loss": 0.0,
+            "grad_norm": 0.0,
+            "ratio_deviation": 0.0,
+            "clip_fraction": 0.0,
+            "approx_kl": 0.0,
+        }
+        minibatches = 0
+        for _ in range(self.config.epochs):
+            order = torch.randperm(len(replay), generator=generator)
+            for index in order.split(self.config.minibatch_size):
+                for name, value in self._step(replay, baseline, index).items():
+                    totals[name] += value
+                minibatches += 1
+        means = {name: total / minibatches for name, total in totals.items()}
+        return TrainingStats(
+            losses={"loss": means.pop("loss")},
+            grad_norms={"policy": means.pop("grad_norm")},
+            extra={**means, "n_chunks": float(len(replay)), "n_minibatches": float(minibatches)},
+        )
+
+    def _encode(self, replay: Replay) -> Any:
+        device = self.actor.policy.config.device
+        observations = {key: value.to(device) for key, value in replay.observations.items()}
+        return self.actor.policy.encode(self.actor.model_input(observations, replay.instructions))
+
+    def _record(self, replay: Replay) -> dict[str, Tensor]:
+        device = self.actor.policy.config.device
+        return {key: value.to(device) for key, value in replay.record.items()}
+
+    @torch.no_grad()
+    def _baseline(self, replay: Replay) -> Tensor:
+        """(N, R, H) values of the policy that sampled."""
+        parts = []
+        for index in torch.arange(len(replay)).split(self.config.microbatch_size):
+            part = replay[index]
+            parts.append(
+                self.estimator.baseline(self.actor.policy, self._encode(part), self._record(part)).cpu()
+            )
+        return torch.cat(parts)
+
+    def _step(self, replay: Replay, baseline: Tensor, minibatch: Tensor) -> dict[str, float]:
+        """One optimizer step on the chunks `minibatch`, accumulated over microbatches."""
+        device = self.actor.policy.config.device
+        optimizer = self._optimizers["policy"]
+        optimizer.zero_grad()
+        total_weight = replay.weights[minibatch].sum()
+        means = {"loss": 0.0, "ratio_deviation": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0}
+        for index in minibatch.split(self.config.microbatch_size):
+            part = replay[index]
+            log_ratio = self.estimator.log_ratio(
+                self.actor.policy,
+                self._encode(part),
+                self._record(part),
+                baseline[index].to(device),
+                part.executed.to(device),
+            )
+            stats = clipped_objective(
+                log_ratio,
+                part.advantages.to(device),
+                part.weights.to(device),
+                clip_low=self.config.clip_low,
+                clip_high=self.config.clip_high,
+                negative=self.config.negative,
+                negative_weight=self.config.negative_weight,
+                kl_weight=self.config.kl_weight,
+            )
+            share = (part.weights.sum() / total_weight).item()
+            (stats.loss * share).backward()
+            means["loss"] += share * stats.loss.item()
+            means["ratio_deviation"] += share * stats.ratio_deviation
+            means["clip_fraction"] += share * stats.clip_fraction
+            means["approx_kl"] += share * stats.approx_kl
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip_norm)
+        optimizer.step()
+        return {**means, "grad_norm": norm.item()}
+
+    def load_weights(self, weights: dict[str, Any], device: str | torch.device = "cpu") -> None:
+        """Load a policy state."""
+        self.actor.policy.load_state_dict(weights)
+
+    def get_weights(self) -> dict[str, Any]:
+        """The policy's state."""
+        return self.actor.policy.state_dict()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: GRPO has no tensors beside the policy's."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], device: str | torch.device = "cpu") -> None:
+        """Nothing to load."""
+
+
+def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}

@@ -1,0 +1,171 @@
+"""Configuration of a GRPO run: the algorithm's, and the pipeline's with LeRobot's own flags."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from lerobot.configs.default import DatasetConfig
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
+from lerobot.rl.algorithms.configs import RLAlgorithmConfig
+
+from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio, RatioEstimator
+from lerobot_smoothvla.grpo.objective import AdvantageMode, NegativeSide
+from lerobot_smoothvla.jerk_reward import JerkRewardConfig
+
+DEFAULT_CLIP = {"flow_matching": (0.05, 0.05), "flow_sde": (0.2, 0.28)}
+"""Clip (low, high) of each ratio estimator: FPO++'s, and the common one for exact ratios."""
+
+
+@RLAlgorithmConfig.register_subclass("grpo")
+@dataclass
+class GRPOConfig(RLAlgorithmConfig):
+    """Group relative policy optimisation on a flow policy.
+
+    Attributes:
+        ratio: `flow_matching` (rollouts are the noise-free ODE that is deployed) or `flow_sde` (exact
+            log-probabilities; the exploration settings are the policy config's).
+        n_pairs: (t, ε) pairs a chunk of the flow-matching ratio.
+        group_size: G rollouts of one start.
+        n_groups: Starts an iteration.
+        init_states: First and one past the last of each task's initial states to train on; leave some out for
+            evaluation.
+        epochs: Passes over an iteration's chunks.
+        minibatch_size: Chunks an optimizer step.
+        microbatch_size: Chunks a forward pass: bounds memory, changes nothing else.
+        lr: Learning rate of AdamW.
+        grad_clip_norm: Largest gradient norm.
+        clip_low: Lower clip distance of the ratio from 1; None takes the estimator's default.
+        clip_high: Upper clip distance.
+        negative: How negative advantages are bounded, see `grpo.objective.clipped_objective`.
+        negative_weight: Weight of negative advantages in [0, 1].
+        kl_weight: Weight of the divergence from the policy that sampled.
+        advantage: `separate` normalises success and smoothness apart, `joint` their total.
+        std_floor: Added to every standard deviation that normalises.
+        reward: The jerk reward; its λ is 0 for success alone.
+    """
+
+    ratio: Literal["flow_matching", "flow_sde"] = "flow_matching"
+    n_pairs: int = 4
+    group_size: int = 8
+    n_groups: int = 4
+    init_states: tuple[int, int] = (0, 40)
+    epochs: int = 1
+    minibatch_size: int = 128
+    microbatch_size: int = 64
+    lr: float = 1e-5
+    grad_clip_norm: float = 1.0
+    clip_low: float | None = None
+    clip_high: float | None = None
+    negative: NegativeSide = "quadratic"
+    negative_weight: float = 0.5
+    kl_weight: float = 0.0
+    advantage: AdvantageMode = "separate"
+    std_floor: float = 0.1
+    reward: JerkRewardConfig = field(default_factory=JerkRewardConfig)
+
+    def __post_init__(self) -> None:
+        """Fill in the estimator's clip, and reject what could not be run.
+
+        Raises:
+            ValueError: If a setting is out of its range.
+        """
+        if self.ratio not in DEFAULT_CLIP:
+            raise ValueError(f"`ratio` should be one of {sorted(DEFAULT_CLIP)}, got '{self.ratio}'.")
+        low, high = DEFAULT_CLIP[self.ratio]
+        self.clip_low = low if self.clip_low is None else self.clip_low
+        self.clip_high = high if self.clip_high is None else self.clip_high
+        if self.group_size < 2:
+            raise ValueError(
+                f"`group_size` should be at least 2, got {self.group_size}: GRPO compares the rollouts of a "
+                "group with one another; 8 is usual."
+            )
+        first, end = self.init_states
+        if not 0 <= first < end:
+            raise ValueError(
+                f"`init_states` should be [first, end) with 0 <= first < end, got {first}, {end}."
+            )
+        at_least_one = ("n_pairs", "n_groups", "epochs", "minibatch_size", "microbatch_size")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` should be at least 1, got {getattr(self, name)}.")
+        for name in ("lr", "grad_clip_norm", "clip_high", "std_floor"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` should be positive, got {getattr(self, name)}.")
+        if not 0 < self.clip_low < 1:
+            raise ValueError(f"`clip_low` should be in (0, 1), got {self.clip_low}.")
+        if not 0 <= self.negative_weight <= 1:
+            raise ValueError(f"`negative_weight` should be in [0, 1], got {self.negative_weight}.")
+        if self.kl_weight < 0:
+            raise ValueError(f"`kl_weight` should be at least 0, got {self.kl_weight}.")
+
+    @classmethod
+    def from_policy_config(cls, policy_cfg: Any) -> Self:
+        """The defaults, for LeRobot's factory."""
+        return cls()
+
+    def estimator(self, policy_config: Any) -> RatioEstimator:
+        """The ratio estimator, with the policy's exploration settings.
+
+        Raises:
+            ValueError: If `flow_sde` is asked of a policy whose noise level is 0.
+        """
+        if self.ratio == "flow_matching":
+            return FlowMatchingRatio(n_pairs=self.n_pairs)
+        return FlowSDERatio(
+            level=policy_config.noise_level,
+            stochastic_steps=policy_config.stochastic_steps,
+            noise_length=policy_config.noise_length,
+            skip_last=not policy_config.noise_last_step,
+        )
+
+
+@dataclass(kw_only=True)
+class GRPOPipelineConfig(TrainPipelineConfig):
+    """LeRobot's training pipeline with rollouts in the place of a dataset.
+
+    Flags mean what they mean to `lerobot-train`: `--policy.path`, `--env.type`, `--output_dir`, `--resume`,
+    `--seed`, `--wandb.*`, `--policy.repo_id`. `steps` counts GRPO iterations, and `save_freq` and `log_freq`
+    count in them too; `batch_size` and the optimizer's flags are not used (see `--algorithm.*`).
+
+    Attributes:
+        algorithm: GRPO's settings.
+        n_workers: Rollout processes, one a core; 0 rolls out in this process.
+    """
+
+    dataset: DatasetConfig | None = None  # type: ignore[assignment]
+    algorithm: GRPOConfig = field(default_factory=GRPOConfig)
+    n_workers: int = 2
+    steps: int = 20
+    save_freq: int = 5
+    log_freq: int = 1
+    env_eval_freq: int = 0
+    use_policy_training_preset: bool = False
+
+    def validate(self) -> None:
+        """Everything that can be known to be wrong before a simulator starts.
+
+        Raises:
+            ValueError: If the environment is not LIBERO, or a number is out of its range.
+            FileExistsError: If the output directory exists and the run is not a resumption.
+        """
+        if not isinstance(self.env, LiberoEnvConfig):
+            raise ValueError(
+                f"GRPO needs a LIBERO environment, got {self.env and self.env.type}; "
+                "pass --env.type=libero --env.task=libero_object, or env=libero_object."
+            )
+        if self.policy is None:
+            raise ValueError("GRPO needs a warm start: pass --policy.path=CHECKPOINT.")
+        if self.n_workers < 0:
+            raise ValueError(f"`n_workers` should be at least 0, got {self.n_workers}.")
+        if self.steps < 1:
+            raise ValueError(f"`steps` should be at least 1 iteration, got {self.steps}.")
+        self.job_name = self.job_name or f"{self.env.type}_{self.policy.type}_grpo"
+        if self.output_dir is None:
+            self.output_dir = Path("outputs/grpo") / f"{self.env.task}_{self.policy.type}"
+        self.output_dir = Path(self.output_dir)
+        if self.output_dir.exists() and not self.resume:
+            raise FileExistsError(
+                f"The output directory {self.output_dir} exists and would be overwritten; "
+                "choose another --output_dir, or continue that run with --resume=true."
+            )

@@ -1,0 +1,198 @@
+"""The GRPO loop: starts → rollouts → scored groups → update → log → checkpoint.
+
+Everything random in iteration i comes from (seed, i) alone, so a run that is stopped and resumed goes on as if
+it had not been.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from lerobot.common.wandb_utils import WandBLogger
+from lerobot.rl.algorithms.configs import TrainingStats
+from tqdm import tqdm
+
+from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
+from lerobot_smoothvla.grpo import checkpoint
+from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
+from lerobot_smoothvla.grpo.configuration import GRPOConfig, GRPOPipelineConfig
+from lerobot_smoothvla.jerk_reward import JerkRewardProcessorStep, reference_medians, score, task_key
+from lerobot_smoothvla.rollout.engine import RolloutEngine, RolloutRequest
+
+METRICS = "metrics.jsonl"
+_SEEDS = 2**31
+
+
+def sample_starts(
+    tasks: Sequence[tuple[str, int]], config: GRPOConfig, seed: int, iteration: int
+) -> list[Start]:
+    """The starts of an iteration: tasks in turn, initial state and simulator seed at random.
+
+    Args:
+        tasks: (suite, task id) to train on.
+        config: Says how many, and which initial states.
+        seed: Of the run.
+        iteration: Of the run.
+    """
+    random = np.random.default_rng([seed, iteration])
+    first = iteration * config.n_groups
+    chosen = sorted(tasks[(first + group) % len(tasks)] for group in range(config.n_groups))
+    return [
+        Start(suite, task_id, int(random.integers(*config.init_states)), int(random.integers(_SEEDS)))
+        for suite, task_id in chosen
+    ]
+
+
+class GRPOTrainer:
+    """Runs iterations until the config's `steps`, with a checkpoint every `save_freq`."""
+
+    def __init__(
+        self,
+        config: GRPOPipelineConfig,
+        algorithm: GRPOAlgorithm,
+        engine: RolloutEngine,
+        tasks: Sequence[tuple[str, int]],
+        iteration: int = 0,
+    ) -> None:
+        """Prepare a run at `iteration`; lines of a later one that was not checkpointed leave the log."""
+        self.config = config
+        self.algorithm = algorithm
+        self.engine = engine
+        self.tasks = sorted(tasks)
+        self.iteration = iteration
+        assert config.output_dir is not None
+        self._log = config.output_dir / METRICS
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        _keep_lines(self._log, iteration)
+        self._wandb = WandBLogger(config) if config.wandb.enable else None
+
+    def train(self) -> Path:
+        """Run the remaining iterations.
+
+        Returns:
+            The last checkpoint's directory.
+        """
+        saved = None
+        bar = tqdm(total=self.config.steps, initial=self.iteration, desc="GRPO", unit="iteration")
+        while self.iteration < self.config.steps:
+            metrics = self.step()
+            bar.update()
+            bar.set_postfix({k: f"{metrics[k]:.3g}" for k in ("success_rate", "jerk_rms", "ratio_deviation")})
+            done = self.iteration == self.config.steps
+            if done or (self.config.save_freq > 0 and self.iteration % self.config.save_freq == 0):
+                saved = checkpoint.save(self.config, self.algorithm, self.iteration)
+                if self._wandb is not None:
+                    self._wandb.log_policy(saved)
+        bar.close()
+        if saved is None:
+            raise ValueError(
+                f"The run has already done {self.iteration} of {self.config.steps} iterations; "
+                "raise --steps to continue it."
+            )
+        return saved
+
+    def step(self) -> dict[str, float]:
+        """One iteration.
+
+        Returns:
+            Its metrics, which are also one JSON line of the log.
+        """
+        began = time.perf_counter()
+        starts = sample_starts(self.tasks, self.config.algorithm, self._seed, self.iteration)
+        episodes = self._roll_out(starts)
+        rolled_out = time.perf_counter()
+        groups = self._score(episodes)
+        self.algorithm.actor.policy.train()
+        stats = self.algorithm.update(iter([groups]))
+        self.algorithm.actor.policy.eval()
+        self.engine.load_weights(self.algorithm.actor.policy)
+        self.iteration += 1
+        metrics = {
+            "iteration": self.iteration,
+            **iteration_metrics(groups, stats),
+            "rollout_s": rolled_out - began,
+            "update_s": time.perf_counter() - rolled_out,
+        }
+        with self._log.open("a") as log:
+            log.write(json.dumps({k: None if math.isnan(v) else v for k, v in metrics.items()}) + "\n")
+        if self._wandb is not None:
+            finite = {k: v for k, v in metrics.items() if not math.isnan(v)}
+            self._wandb.log_dict(finite, step=self.iteration)
+        return metrics
+
+    @property
+    def _seed(self) -> int:
+        return self.config.seed or 0
+
+    def _roll_out(self, starts: Sequence[Start]) -> list[Episode]:
+        """G rollouts of every start, in the order of the starts."""
+        random = np.random.default_rng([self._seed, self.iteration, 1])
+        requests = [
+            RolloutRequest(start, int(random.integers(_SEEDS)), self.algorithm.estimator)
+            for start in starts
+            for _ in range(self.config.algorithm.group_size)
+        ]
+        with tqdm(total=len(requests), desc="rollouts", unit="episode", leave=False) as bar:
+            return self.engine.run(requests, lambda index, episode: bar.update())
+
+    def _score(self, episodes: Sequence[Episode]) -> list[Group]:
+        """Reward terms and groups; a task's jerk reference is measured when the run first meets it."""
+        reward = self.config.algorithm.reward
+        known = reward.reference
+        if known is None or isinstance(known, dict):
+            known = known or {}
+            new = [episode for episode in episodes if task_key(episode.start) not in known]
+            reward = replace(reward, reference={**reference_medians(new, reward), **known})
+            self.config.algorithm.reward = reward
+        step = JerkRewardProcessorStep(reward)
+        scored = [score(episode, step) for episode in episodes]
+        size = self.config.algorithm.group_size
+        return [Group(tuple(scored[i : i + size])) for i in range(0, len(scored), size)]
+
+
+def iteration_metrics(groups: Sequence[Group], stats: TrainingStats) -> dict[str, float]:
+    """What an iteration's rollouts and its update say, by the names of the README's glossary."""
+    scored = [episode for group in groups for episode in group.episodes]
+    mixed = [0 < sum(s.success for s in group.episodes) < len(group.episodes) for group in groups]
+    solved = [s for s in scored if s.success]
+    return {
+        "success_rate": fmean(s.success for s in scored),
+        "mixed_group_share": fmean(mixed),
+        "reward": fmean(s.total for s in scored),
+        "smoothness": fmean(s.smoothness for s in scored),
+        **{name: _mean(scored, name) for name in ("jerk_rms", "ldlj", "sparc")},
+        "jerk_rms_success": _mean(solved, "jerk_rms"),
+        "time_to_success": _mean(scored, "time_to_success"),
+        "episode_steps": fmean(s.episode.n_steps for s in scored),
+        "action_magnitude": fmean(s.episode.actions[:, :-1].norm(dim=-1).mean().item() for s in scored),
+        **stats.to_log_dict(),
+    }
+
+
+def _mean(scored: Sequence[ScoredEpisode], term: str) -> float:
+    values = [s.terms[term] for s in scored if not math.isnan(s.terms[term])]
+    return fmean(values) if values else math.nan
+
+
+def _keep_lines(log: Path, iterations: int) -> None:
+    """Cut the log to its first `iterations` lines."""
+    if log.exists():
+        lines = log.read_text().splitlines(keepends=True)[:iterations]
+        partial = log.with_suffix(".partial")
+        partial.write_text("".join(lines))
+        partial.replace(log)
+
+
+def tasks_of(env_config: Any) -> Iterator[tuple[str, int]]:
+    """(suite, task id) of a LIBERO config: its suites, comma separated, with its `task_ids` or all of them."""
+    from lerobot.envs.libero import _get_suite
+
+    for suite in env_config.task.split(","):
+        n_tasks = len(_get_suite(suite.strip()).tasks)
+        yield from ((suite.strip(), task_id) for task_id in env_config.task_ids or range(n_tasks))
