@@ -22,12 +22,15 @@ class SmoothVLAConfig(SmolVLAConfig):
     million parameters with the expert, no download); any other name is a SmolVLM on the Hub or on disk.
 
     Attributes:
+        flow_samples: (t, ε) pairs per observation in a supervised step. They share one encoding, so more of them
+            cost little beside loading and encoding the images; 1 is SmolVLA's own training.
         noise_level: `a` in the stochastic integrator's σ = a·√(t/(1−t)); 0 is the plain ODE.
         noise_length: Correlation length of the exploration noise along the chunk, in control steps; 0 is white.
         stochastic_steps: "one" random Euler step per chunk is stochastic (π_RL), or "all".
         noise_last_step: Whether the last Euler step may be stochastic: its noise goes straight into the actions.
     """
 
+    flow_samples: int = 1
     noise_level: float = 0.2
     noise_length: float = 0.0
     stochastic_steps: str = "one"
@@ -40,6 +43,8 @@ class SmoothVLAConfig(SmolVLAConfig):
             ValueError: If a noise setting is out of its range.
         """
         super().__post_init__()
+        if self.flow_samples < 1:
+            raise ValueError(f"`flow_samples` should be at least 1, got {self.flow_samples}.")
         if self.noise_level < 0 or self.noise_length < 0:
             raise ValueError(
                 "`noise_level` and `noise_length` should be at least 0, "

@@ -94,6 +94,36 @@ class SmoothVLAPolicy(SmolVLAPolicy):
             ]
         return images, masks
 
+    def forward(
+        self,
+        batch: dict[str, Tensor],
+        noise: Tensor | None = None,
+        time: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """SmolVLA's flow-matching loss, with `flow_samples` pairs (t, ε) per observation.
+
+        Args:
+            batch: Preprocessed observations, actions (B, H, A) and, where chunks are cut off, `action_is_pad`.
+            noise: (B·flow_samples, H, P) ε, drawn if None.
+            time: (B·flow_samples,) t, drawn if None.
+            reduction: "mean", or "none" for one loss per observation.
+        """
+        n = self.config.flow_samples
+        if n == 1:
+            return super().forward(batch, noise, time, reduction)
+        actions = self.prepare_action(batch).repeat_interleave(n, dim=0)
+        noise = self.model.sample_noise(actions.shape, actions.device) if noise is None else noise
+        t = self.model.sample_time(len(actions), actions.device) if time is None else time
+        x_t = t[:, None, None] * noise + (1 - t[:, None, None]) * actions
+        v = self.velocity(self.encode(batch).repeat_interleave(n), x_t, t)
+        errors = (v - (noise - actions))[..., : self.action_dim].square().mean(-1).unflatten(0, (-1, n)).mean(1)
+        padded = batch.get("action_is_pad")
+        valid = torch.ones_like(errors) if padded is None else (~padded).float()
+        per_sample = (errors * valid).sum(1) / valid.sum(1).clamp(min=1)
+        loss = per_sample if reduction == "none" else (errors * valid).sum() / valid.sum().clamp(min=1)
+        return loss, {"loss": loss.mean().item()}
+
     def encode(self, batch: dict[str, Tensor]) -> PrefixContext:
         """Run the VLM over images, instruction and state once. Differentiable.
 

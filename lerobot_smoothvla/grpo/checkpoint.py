@@ -1,5 +1,7 @@
 """Checkpoints in LeRobot's layout that are whole or not there, and resuming from the last one."""
 
+import copy
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +11,8 @@ from lerobot.common.train_utils import (
     load_training_state,
     save_checkpoint,
 )
+from lerobot.configs.default import DatasetConfig
+from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
@@ -53,12 +57,15 @@ def save(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm, iteration: int) -
     return final
 
 
-def last(output_dir: Path) -> Path:
+def last(output_dir: Path | None) -> Path:
     """The `pretrained_model` directory of a run's last checkpoint.
 
     Raises:
+        ValueError: If no run is named.
         FileNotFoundError: If the run has none.
     """
+    if output_dir is None:
+        raise ValueError("Which run should be resumed? Pass its directory as --output_dir.")
     path = output_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR
     if not path.is_dir():
         raise FileNotFoundError(
@@ -80,3 +87,29 @@ def restore(checkpoint: Path, algorithm: GRPOAlgorithm) -> int:
     iteration, _, _ = load_training_state(checkpoint, algorithm.get_optimizers()["policy"], None)
     algorithm.optimization_step = iteration
     return iteration
+
+
+def push_to_hub(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm) -> None:
+    """Push policy, processors and card to `--policy.repo_id`; nothing happens without one.
+
+    Args:
+        config: Of the run.
+        algorithm: Whose policy and processors are pushed.
+    """
+    actor = algorithm.actor
+    repo_id = actor.policy.config.repo_id
+    if not repo_id:
+        return
+    card = copy.copy(config)
+    # LeRobot's model card names the dataset: here, the one that the warm start was trained on.
+    card.dataset = DatasetConfig(repo_id=_warm_start_dataset(config))
+    actor.policy.push_model_to_hub(card)
+    actor.preprocessor.push_to_hub(repo_id)
+    actor.postprocessor.push_to_hub(repo_id)
+
+
+def _warm_start_dataset(config: GRPOPipelineConfig) -> str:
+    """Dataset of the warm start, as its training config says, else the environment's name."""
+    train_config = Path(config.policy.pretrained_path) / TRAIN_CONFIG_NAME
+    known = json.loads(train_config.read_text()).get("dataset") if train_config.is_file() else None
+    return known["repo_id"] if known else config.env.task

@@ -1,24 +1,25 @@
 """The GRPO loop: starts → rollouts → scored groups → update → log → checkpoint.
 
-Everything random in iteration i comes from (seed, i) alone, so a run that is stopped and resumed goes on as if
-it had not been.
+Everything random in iteration i comes from (seed, i) alone, so a run that is stopped and resumed goes on as
+if it had not been.
 """
 
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from lerobot.common.wandb_utils import WandBLogger
 from lerobot.rl.algorithms.configs import TrainingStats
 from tqdm import tqdm
 
+from lerobot_smoothvla.envs.tasks import Task
 from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
+from lerobot_smoothvla.evaluation.evaluate import action_magnitude
 from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOConfig, GRPOPipelineConfig
@@ -29,9 +30,7 @@ METRICS = "metrics.jsonl"
 _SEEDS = 2**31
 
 
-def sample_starts(
-    tasks: Sequence[tuple[str, int]], config: GRPOConfig, seed: int, iteration: int
-) -> list[Start]:
+def sample_starts(tasks: Sequence[Task], config: GRPOConfig, seed: int, iteration: int) -> list[Start]:
     """The starts of an iteration: tasks in turn, initial state and simulator seed at random.
 
     Args:
@@ -57,14 +56,14 @@ class GRPOTrainer:
         config: GRPOPipelineConfig,
         algorithm: GRPOAlgorithm,
         engine: RolloutEngine,
-        tasks: Sequence[tuple[str, int]],
+        tasks: Sequence[Task],
         iteration: int = 0,
     ) -> None:
         """Prepare a run at `iteration`; lines of a later one that was not checkpointed leave the log."""
         self.config = config
         self.algorithm = algorithm
         self.engine = engine
-        self.tasks = sorted(tasks)
+        self.tasks = tasks
         self.iteration = iteration
         assert config.output_dir is not None
         self._log = config.output_dir / METRICS
@@ -170,7 +169,7 @@ def iteration_metrics(groups: Sequence[Group], stats: TrainingStats) -> dict[str
         "jerk_rms_success": _mean(solved, "jerk_rms"),
         "time_to_success": _mean(scored, "time_to_success"),
         "episode_steps": fmean(s.episode.n_steps for s in scored),
-        "action_magnitude": fmean(s.episode.actions[:, :-1].norm(dim=-1).mean().item() for s in scored),
+        "action_magnitude": fmean(action_magnitude(s.episode.actions) for s in scored),
         **stats.to_log_dict(),
     }
 
@@ -187,12 +186,3 @@ def _keep_lines(log: Path, iterations: int) -> None:
         partial = log.with_suffix(".partial")
         partial.write_text("".join(lines))
         partial.replace(log)
-
-
-def tasks_of(env_config: Any) -> Iterator[tuple[str, int]]:
-    """(suite, task id) of a LIBERO config: its suites, comma separated, with its `task_ids` or all of them."""
-    from lerobot.envs.libero import _get_suite
-
-    for suite in env_config.task.split(","):
-        n_tasks = len(_get_suite(suite.strip()).tasks)
-        yield from ((suite.strip(), task_id) for task_id in env_config.task_ids or range(n_tasks))

@@ -1,0 +1,47 @@
+"""`smoothvla grpo`: fine-tune a checkpoint with GRPO and the jerk reward."""
+
+import logging
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from lerobot.configs import parser
+from lerobot.utils.utils import init_logging
+
+from lerobot_smoothvla.checkpoint_loading import actor_config_from_cli, load_actor, load_actor_config
+from lerobot_smoothvla.envs.assets import require_gl
+from lerobot_smoothvla.envs.tasks import require_init_states, selected_tasks
+from lerobot_smoothvla.grpo import checkpoint
+from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
+from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
+from lerobot_smoothvla.grpo.trainer import GRPOTrainer
+from lerobot_smoothvla.rollout.local import make_engine
+
+
+@parser.wrap()
+def run(config: GRPOPipelineConfig) -> None:
+    """Train from `--policy.path` or, with `--resume=true`, from the run's last checkpoint."""
+    init_logging()
+    if config.resume:
+        overrides = parser.get_cli_overrides("policy") or []
+        config.policy = load_actor_config(checkpoint.last(config.output_dir), overrides, config.env)
+    else:
+        config.policy = actor_config_from_cli("policy", config.env)
+    config.validate()
+    tasks = selected_tasks(config.env)
+    require_init_states(tasks, config.algorithm.init_states)
+    require_gl()
+    algorithm = GRPOAlgorithm(load_actor(config.policy), config.algorithm)
+    iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0
+    with closing(make_engine(config.env, algorithm.actor, config.n_workers)) as engine:
+        saved = GRPOTrainer(config, algorithm, engine, tasks, iteration).train()
+    logging.info("Last checkpoint: %s", saved / "pretrained_model")
+    checkpoint.push_to_hub(config, algorithm)
+
+
+def main() -> None:
+    """Entry of `smoothvla grpo`; a resumed run takes the config of its last checkpoint."""
+    output_dir = parser.parse_arg("output_dir")
+    if parser.parse_arg("resume") == "true" and output_dir and not parser.parse_arg("config_path"):
+        sys.argv.insert(1, f"--config_path={checkpoint.last(Path(output_dir)) / 'train_config.json'}")
+    run()
