@@ -20,7 +20,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Root of a LeRobotDataset (`smoothvla/tiny`) with LIBERO's keys: 2 tasks, an episode of 20 frames each."""
+    """Root of a LeRobotDataset (`smoothvla/tiny`) with LIBERO's keys: 2 tasks, 20 frames of each."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     root = tmp_path_factory.mktemp("datasets") / "tiny"

@@ -1,10 +1,12 @@
 """`smoothvla COMMAND`: finds the command, expands selectors, turns expected errors into one paragraph."""
 
+import contextlib
 import importlib
 import os
 import sys
 
-from lerobot_smoothvla.selectors import expand
+from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
+from lerobot_smoothvla.selectors import expand, wants_help
 
 COMMANDS = {
     "demos": "record demonstrations of LIBERO tasks with a scripted expert",
@@ -36,6 +38,12 @@ def main() -> int:
         return 2
     try:
         sys.argv = [f"smoothvla {command}", *expand(f"smoothvla {command}", rest)]
+        if wants_help(rest):  # LIBERO asks its question on import, so its config is needed even now.
+            with contextlib.suppress(OSError, ImportError):
+                prepare_libero(allow_download=False)
+        else:
+            prepare_libero()
+            require_gl()
         importlib.import_module(f"lerobot_smoothvla.cli.{command}").main()
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("SMOOTHVLA_DEBUG") == "1":

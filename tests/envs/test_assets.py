@@ -1,4 +1,4 @@
-"""Each test runs `prepare_libero` in a process of its own, with a home and a site-packages that it may change."""
+"""Each test prepares LIBERO in a process of its own, with a home and a site-packages that it may change."""
 
 import os
 import shutil
