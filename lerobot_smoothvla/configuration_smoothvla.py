@@ -18,16 +18,16 @@ EMBEDDED_BACKBONE = "smoothvla_tiny"
 class SmoothVLAConfig(SmolVLAConfig):
     """SmolVLA's architecture with the exploration settings that RL rollouts use.
 
-    With `vlm_model_name="smoothvla_tiny"` the VLM is the embedded backbone (convolutional vision stem, about two
-    million parameters with the expert, no download); any other name is a SmolVLM on the Hub or on disk.
+    With `vlm_model_name="smoothvla_tiny"` the VLM is the embedded backbone (convolutional vision stem, about
+    two million parameters with the expert, no download); any other name is a SmolVLM on the Hub or on disk.
 
     Attributes:
-        flow_samples: (t, ε) pairs per observation in a supervised step. They share one encoding, so more of them
-            cost little beside loading and encoding the images; 1 is SmolVLA's own training.
+        flow_samples: (t, ε) pairs per observation in a supervised step. They share one encoding, so more of
+            them cost little beside loading and encoding the images; 1 is SmolVLA's own training.
         noise_level: `a` in the stochastic integrator's σ = a·√(t/(1−t)); 0 is the plain ODE.
-        noise_length: Correlation length of the exploration noise along the chunk, in control steps; 0 is white.
+        noise_length: Correlation length of the exploration noise along the chunk, control steps; 0 is white.
         stochastic_steps: "one" random Euler step per chunk is stochastic (π_RL), or "all".
-        noise_last_step: Whether the last Euler step may be stochastic: its noise goes straight into the actions.
+        noise_last_step: Whether the last Euler step may be stochastic: its noise is in the actions as it is.
     """
 
     flow_samples: int = 1

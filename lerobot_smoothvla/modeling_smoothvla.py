@@ -117,7 +117,8 @@ class SmoothVLAPolicy(SmolVLAPolicy):
         t = self.model.sample_time(len(actions), actions.device) if time is None else time
         x_t = t[:, None, None] * noise + (1 - t[:, None, None]) * actions
         v = self.velocity(self.encode(batch).repeat_interleave(n), x_t, t)
-        errors = (v - (noise - actions))[..., : self.action_dim].square().mean(-1).unflatten(0, (-1, n)).mean(1)
+        errors = (v - (noise - actions))[..., : self.action_dim].square().mean(-1)
+        errors = errors.unflatten(0, (-1, n)).mean(1)
         padded = batch.get("action_is_pad")
         valid = torch.ones_like(errors) if padded is None else (~padded).float()
         per_sample = (errors * valid).sum(1) / valid.sum(1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Write the embedded backbone's directory: a small SmolVLM config, its tokenizer and its processor; no weights.
+"""Write the embedded backbone's directory: a small SmolVLM config, tokenizer and processor; no weights.
 
 The tokenizer is a byte-level BPE over LIBERO's instructions, so those take about ten tokens and anything else
 still has an encoding. Run it from the repository's root: `python scripts/make_tiny_backbone.py`.

@@ -25,7 +25,7 @@ from lerobot_smoothvla.episode import Episode
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest, run_episode
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
-"""Of torch and of Mesa's software renderer: with one process a core more threads only get in each other's way."""
+"""Of torch and of Mesa's software renderer: with one process a core, more get in each other's way."""
 
 
 @dataclass
@@ -141,8 +141,8 @@ class ProcessWorker:
         except EOFError:
             self._process.join(5)
             raise RuntimeError(
-                f"A rollout worker died (exit code {self._process.exitcode}); with -9 it was probably killed for "
-                "memory: use fewer workers (--n_workers)."
+                f"A rollout worker died (exit code {self._process.exitcode}); with -9 it was probably killed "
+                "for memory: use fewer workers (--n_workers)."
             ) from None
         if error is not None:
             raise RuntimeError(f"A rollout failed in its worker process:\n{error}")

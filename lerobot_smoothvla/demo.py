@@ -1,0 +1,212 @@
+"""The whole path on real LIBERO: demonstrations → `lerobot-train` → `smoothvla grpo` → comparison.
+
+Every stage is the command that a user would type, in a process of its own. A stage that is done is skipped, so
+an interrupted demo goes on when it is started again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_LAST = Path("checkpoints") / "last" / "pretrained_model"
+_ONE_CORE = {"OMP_NUM_THREADS": "1"}
+"""Training beside its data loader: each takes one of two cores."""
+
+
+@dataclass
+class DemoConfig:
+    """Sizes for at most 30 minutes on two cores; smaller ones make a smoke test.
+
+    Attributes:
+        output_dir: Datasets, checkpoints, videos and `summary.json`.
+        task: LIBERO suite.
+        task_ids: Tasks of it.
+        image_size: Rendered pixels.
+        demonstrations: Per task.
+        sft_steps: Updates of the supervised training.
+        sft_batch_size: Observations an update.
+        grpo_steps: GRPO iterations.
+        n_groups: Starts an iteration.
+        group_size: Rollouts of a start.
+        eval_episodes: Held-out starts per task.
+        n_workers: Processes.
+        seed: Of training, GRPO and evaluation.
+    """
+
+    output_dir: Path = Path("outputs/demo")
+    task: str = "libero_object"
+    task_ids: list[int] = field(default_factory=lambda: [0, 1])
+    image_size: int = 128
+    demonstrations: int = 25
+    sft_steps: int = 1200
+    sft_batch_size: int = 32
+    grpo_steps: int = 8
+    n_groups: int = 4
+    group_size: int = 8
+    eval_episodes: int = 20
+    n_workers: int = 2
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the demo.
+
+    Attributes:
+        name: Of its directory in the output directory.
+        command: Program and arguments.
+        done: What is there once it has finished.
+        environment: Variables it gets.
+    """
+
+    name: str
+    command: list[str]
+    done: Callable[[], bool]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def stages(config: DemoConfig) -> list[Stage]:
+    """The demo's stages, in their order."""
+    out = config.output_dir
+    programs = Path(sys.executable).parent
+    env = [
+        "--env.type=libero",
+        f"--env.task={config.task}",
+        f"--env.task_ids={config.task_ids}",
+        f"--env.observation_height={config.image_size}",
+        f"--env.observation_width={config.image_size}",
+    ]
+    dataset = [f"--dataset.repo_id=smoothvla/{config.task}_demo", f"--dataset.root={out / 'dataset'}"]
+    smoothvla, workers = str(programs / "smoothvla"), f"--n_workers={config.n_workers}"
+    grpo_resumes = (out / "grpo" / _LAST).is_dir()
+    return [
+        Stage(
+            "dataset",
+            [smoothvla, "demos", *env, *dataset, f"--episodes_per_task={config.demonstrations}", workers],
+            (out / "dataset").is_dir,
+        ),
+        Stage(
+            "sft",
+            [
+                str(programs / "lerobot-train"),
+                "policy=smoothvla_tiny",
+                *dataset,
+                f"--output_dir={out / 'sft'}",
+                f"--steps={config.sft_steps}",
+                f"--batch_size={config.sft_batch_size}",
+                f"--seed={config.seed}",
+                "--policy.push_to_hub=false",
+                "--num_workers=1",
+                "--log_freq=100",
+                "--save_freq=0",
+            ],
+            (out / "sft" / _LAST).is_dir,
+            _ONE_CORE,
+        ),
+        Stage(
+            "grpo",
+            [
+                smoothvla,
+                "grpo",
+                *env,
+                *([] if grpo_resumes else [f"--policy.path={out / 'sft' / _LAST}"]),
+                f"--resume={str(grpo_resumes).lower()}",
+                f"--output_dir={out / 'grpo'}",
+                f"--steps={config.grpo_steps}",
+                f"--algorithm.n_groups={config.n_groups}",
+                f"--algorithm.group_size={config.group_size}",
+                f"--seed={config.seed}",
+                "--save_freq=1",
+                workers,
+            ],
+            lambda: _last_iteration(out / "grpo") >= config.grpo_steps,
+        ),
+        Stage(
+            "evaluation",
+            [
+                smoothvla,
+                "eval",
+                *env,
+                f"--policy.path={out / 'grpo' / _LAST}",
+                f"--compare.path={out / 'sft' / _LAST}",
+                f"--output_dir={out / 'evaluation'}",
+                f"--eval.n_episodes={config.eval_episodes}",
+                f"--eval.n_workers={config.n_workers}",
+                "--eval.n_videos=1",
+            ],
+            (out / "evaluation" / "eval_info.json").is_file,
+        ),
+    ]
+
+
+def run(config: DemoConfig) -> Path:
+    """Run what is not done yet and sum it up.
+
+    Returns:
+        `summary.json`.
+
+    Raises:
+        RuntimeError: If a stage fails; its own message is above it.
+    """
+    config.output_dir.mkdir(parents=True, exist_ok=True)
+    minutes_file = config.output_dir / "minutes.json"
+    minutes = json.loads(minutes_file.read_text()) if minutes_file.is_file() else {}
+    names = [stage.name for stage in stages(config)]
+    for index, name in enumerate(names):
+        stage = stages(config)[index]
+        print(f"\n=== {index + 1} of {len(names)}: {name}\n$ {' '.join(stage.command)}\n", flush=True)
+        if stage.done():
+            print("Done before.", flush=True)
+            continue
+        began = time.perf_counter()
+        code = subprocess.run(stage.command, env={**os.environ, **stage.environment}, check=False).returncode
+        if code != 0 or not stage.done():
+            raise RuntimeError(
+                f"The demo's stage '{name}' ended with exit code {code}; its message is above. "
+                "Run the same command again to continue from here."
+            )
+        minutes[name] = minutes.get(name, 0.0) + (time.perf_counter() - began) / 60
+        minutes_file.write_text(json.dumps(minutes, indent=2) + "\n")
+    info = json.loads((config.output_dir / "evaluation" / "eval_info.json").read_text())
+    summary = config.output_dir / "summary.json"
+    summary.write_text(json.dumps(summarise(info, minutes), indent=2) + "\n")
+    return summary
+
+
+def summarise(info: dict[str, Any], minutes: dict[str, float]) -> dict[str, Any]:
+    """The demo's outcome: `sft`, `grpo`, their paired `difference`, and minutes per stage.
+
+    Args:
+        info: `eval_info.json` of the comparison.
+        minutes: Per stage.
+    """
+
+    def of(name: str, stage: str) -> dict[str, Any]:
+        overall = info[name]["overall"]
+        return {
+            "success_rate": overall["success_rate"]["estimate"],
+            "success_rate_interval": [overall["success_rate"]["low"], overall["success_rate"]["high"]],
+            "jerk_rms": overall["terms"]["jerk_rms"]["estimate"],
+            "ldlj": overall["terms"]["ldlj"]["estimate"],
+            "n_episodes": overall["n_episodes"],
+            "minutes": minutes[stage],
+        }
+
+    return {
+        "sft": of("compare", "sft"),
+        "grpo": of("policy", "grpo"),
+        "difference": info["difference"],
+        "minutes": minutes,
+    }
+
+
+def _last_iteration(run_dir: Path) -> int:
+    """Iterations of the last checkpoint of a GRPO run, 0 without one."""
+    last = run_dir / _LAST.parent
+    return int(last.resolve().name) if last.is_dir() else 0
