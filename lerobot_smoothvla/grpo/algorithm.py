@@ -177,6 +177,7 @@ class GRPOAlgorithm(RLAlgorithm):
         device = self.actor.policy.config.device
         optimizer = self._optimizers["policy"]
         optimizer.zero_grad()
+        clip_low, clip_high = self.config.clip
         total_weight = replay.weights[minibatch].sum()
         means = {"loss": 0.0, "ratio_deviation": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0}
         for index in minibatch.split(self.config.microbatch_size):
@@ -192,8 +193,8 @@ class GRPOAlgorithm(RLAlgorithm):
                 log_ratio,
                 part.advantages.to(device),
                 part.weights.to(device),
-                clip_low=self.config.clip_low,
-                clip_high=self.config.clip_high,
+                clip_low=clip_low,
+                clip_high=clip_high,
                 negative=self.config.negative,
                 negative_weight=self.config.negative_weight,
                 kl_weight=self.config.kl_weight,

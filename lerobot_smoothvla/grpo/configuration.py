@@ -26,6 +26,8 @@ class GRPOConfig(RLAlgorithmConfig):
         ratio: `flow_matching` (rollouts are the noise-free ODE that is deployed) or `flow_sde` (exact
             log-probabilities; the exploration settings are the policy config's).
         n_pairs: (t, ε) pairs a chunk of the flow-matching ratio.
+        ratio_scale: Of the flow-matching ratio: a clip of c lets a pair's mean squared velocity error move by
+            c / ratio_scale in an iteration. With 50, the sum over a chunk, ratios explode within a few steps.
         group_size: G rollouts of one start.
         n_groups: Starts an iteration.
         init_states: First and one past the last of each task's initial states to train on; leave some out for
@@ -47,6 +49,7 @@ class GRPOConfig(RLAlgorithmConfig):
 
     ratio: Literal["flow_matching", "flow_sde"] = "flow_matching"
     n_pairs: int = 4
+    ratio_scale: float = 5.0
     group_size: int = 8
     n_groups: int = 4
     init_states: tuple[int, int] = (0, 40)
@@ -73,7 +76,7 @@ class GRPOConfig(RLAlgorithmConfig):
         if self.ratio not in DEFAULT_CLIP:
             raise ValueError(f"`ratio` should be one of {sorted(DEFAULT_CLIP)}, got '{self.ratio}'.")
         low, high = DEFAULT_CLIP[self.ratio]
-        self.clip_low = low if self.clip_low is None else self.clip_low
+        clip_low = self.clip_low = low if self.clip_low is None else self.clip_low
         self.clip_high = high if self.clip_high is None else self.clip_high
         if self.group_size < 2:
             raise ValueError(
@@ -89,15 +92,21 @@ class GRPOConfig(RLAlgorithmConfig):
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` should be at least 1, got {getattr(self, name)}.")
-        for name in ("lr", "grad_clip_norm", "clip_high", "std_floor"):
+        for name in ("lr", "ratio_scale", "grad_clip_norm", "clip_high", "std_floor"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` should be positive, got {getattr(self, name)}.")
-        if not 0 < self.clip_low < 1:
-            raise ValueError(f"`clip_low` should be in (0, 1), got {self.clip_low}.")
+        if not 0 < clip_low < 1:
+            raise ValueError(f"`clip_low` should be in (0, 1), got {clip_low}.")
         if not 0 <= self.negative_weight <= 1:
             raise ValueError(f"`negative_weight` should be in [0, 1], got {self.negative_weight}.")
         if self.kl_weight < 0:
             raise ValueError(f"`kl_weight` should be at least 0, got {self.kl_weight}.")
+
+    @property
+    def clip(self) -> tuple[float, float]:
+        """(low, high) clip distance of the ratio from 1."""
+        assert self.clip_low is not None and self.clip_high is not None
+        return self.clip_low, self.clip_high
 
     @classmethod
     def from_policy_config(cls, policy_cfg: Any) -> Self:
@@ -111,7 +120,7 @@ class GRPOConfig(RLAlgorithmConfig):
             ValueError: If `flow_sde` is asked of a policy whose noise level is 0.
         """
         if self.ratio == "flow_matching":
-            return FlowMatchingRatio(n_pairs=self.n_pairs)
+            return FlowMatchingRatio(n_pairs=self.n_pairs, scale=self.ratio_scale)
         return FlowSDERatio(
             level=policy_config.noise_level,
             stochastic_steps=policy_config.stochastic_steps,
@@ -133,8 +142,11 @@ class GRPOPipelineConfig(TrainPipelineConfig):
         n_workers: Rollout processes, one a core; 0 rolls out in this process.
     """
 
-    dataset: DatasetConfig | None = None  # type: ignore[assignment]
+    dataset: DatasetConfig | None = None
     algorithm: GRPOConfig = field(default_factory=GRPOConfig)
+    # These two are LeRobot's, declared again as its own types are hidden from mypy by `validate`.
+    output_dir: Path | None = None
+    job_name: str | None = None
     n_workers: int = 2
     steps: int = 20
     save_freq: int = 5
@@ -160,10 +172,10 @@ class GRPOPipelineConfig(TrainPipelineConfig):
             raise ValueError(f"`n_workers` should be at least 0, got {self.n_workers}.")
         if self.steps < 1:
             raise ValueError(f"`steps` should be at least 1 iteration, got {self.steps}.")
-        self.job_name = self.job_name or f"{self.env.type}_{self.policy.type}_grpo"
+        if self.job_name is None:
+            self.job_name = f"{self.env.type}_{self.policy.type}_grpo"
         if self.output_dir is None:
             self.output_dir = Path("outputs/grpo") / f"{self.env.task}_{self.policy.type}"
-        self.output_dir = Path(self.output_dir)
         if self.output_dir.exists() and not self.resume:
             raise FileExistsError(
                 f"The output directory {self.output_dir} exists and would be overwritten; "

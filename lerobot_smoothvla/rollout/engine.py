@@ -153,14 +153,14 @@ class Worker(Protocol):
         ...
 
 
-class RolloutEngine:
+class RolloutEngine[W: Worker]:
     """Spreads requests over workers.
 
     Episodes depend on their requests and the weights alone, not on the number of workers or on what they ran
     before: starts reset everything, and every request has its own seed.
     """
 
-    def __init__(self, workers: Sequence[Worker], wait: Callable[[Iterable[Worker]], list[Worker]]) -> None:
+    def __init__(self, workers: Sequence[W], wait: Callable[[Iterable[W]], list[W]]) -> None:
         """Take ownership of the workers.
 
         Args:
@@ -186,7 +186,7 @@ class RolloutEngine:
         """
         episodes: dict[int, Episode] = {}
         queue = list(enumerate(requests))[::-1]
-        busy: dict[Worker, int] = {}
+        busy: dict[W, int] = {}
         while queue or busy:
             for worker in self._workers:
                 if worker not in busy and queue:

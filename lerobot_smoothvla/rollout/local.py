@@ -181,7 +181,7 @@ def _serve(
             actor.policy.load_state_dict(weights)
             continue
         try:
-            answer = (rollout(simulators, actor, request), None)
+            answer: tuple[Episode | None, str | None] = (rollout(simulators, actor, request), None)
         except Exception:
             answer = (None, traceback.format_exc())
         # `Connection.send` would pass tensors as file descriptors, of which a long run has too few.
@@ -199,7 +199,7 @@ def make_actor(config: PreTrainedConfig, policy: PreTrainedPolicy | None = None)
     return Actor(policy.to(config.device).eval(), preprocessor, postprocessor)
 
 
-class ProcessEngine(RolloutEngine):
+class ProcessEngine(RolloutEngine[ProcessWorker]):
     """Worker processes around one copy of the weights in shared memory."""
 
     def __init__(self, env_config: LiberoEnvConfig, policy: PreTrainedPolicy, n_workers: int) -> None:
@@ -221,7 +221,7 @@ class ProcessEngine(RolloutEngine):
         super().load_weights(policy)
 
 
-def make_engine(env_config: LiberoEnvConfig, actor: Actor, n_workers: int) -> RolloutEngine:
+def make_engine(env_config: LiberoEnvConfig, actor: Actor, n_workers: int) -> RolloutEngine[Any]:
     """An engine with `n_workers` processes, or with the serial worker in this process for 0."""
     if n_workers == 0:
         return RolloutEngine([SerialWorker(env_config, actor)], list)
@@ -229,8 +229,9 @@ def make_engine(env_config: LiberoEnvConfig, actor: Actor, n_workers: int) -> Ro
 
 
 def _wait_for_processes(workers: Iterable[ProcessWorker]) -> list[ProcessWorker]:
-    by_connection = {worker.connection: worker for worker in workers}
-    return [by_connection[ready] for ready in wait(list(by_connection))]
+    workers = list(workers)
+    ready = wait([worker.connection for worker in workers])
+    return [worker for worker in workers if worker.connection in ready]
 
 
 @contextmanager
