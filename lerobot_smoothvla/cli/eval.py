@@ -1,0 +1,58 @@
+"""`smoothvla eval`: success and smoothness of a checkpoint on given starts, alone or against another."""
+
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from lerobot.configs import PreTrainedConfig, parser
+from lerobot.envs.configs import EnvConfig
+
+from lerobot_smoothvla.checkpoint_loading import actor_config_from_cli, load_actor
+from lerobot_smoothvla.envs.assets import require_gl
+from lerobot_smoothvla.evaluation import report
+from lerobot_smoothvla.evaluation.evaluate import EvaluationConfig, evaluate, evaluation_starts
+from lerobot_smoothvla.rollout.local import make_engine
+
+
+@dataclass
+class EvalCommandConfig:
+    """What to evaluate; --policy.path is the checkpoint, --compare.path another one to subtract from it."""
+
+    env: EnvConfig
+    eval: EvaluationConfig = field(default_factory=EvaluationConfig)
+    policy: PreTrainedConfig | None = None
+    compare: PreTrainedConfig | None = None
+    output_dir: Path = field(default_factory=lambda: Path(f"outputs/eval/{datetime.now():%Y-%m-%d/%H-%M-%S}"))
+
+    @classmethod
+    def __get_path_fields__(cls) -> list[str]:
+        """The fields that LeRobot's parser leaves to `--<field>.path`."""
+        return ["policy", "compare"]
+
+
+@parser.wrap()
+def run(config: EvalCommandConfig) -> None:
+    """Evaluate one policy, or two on the same starts, and write the result."""
+    starts = evaluation_starts(config.env, config.eval)
+    configs = {name: actor_config_from_cli(name, config.env) for name in ("compare", "policy")}
+    if configs["policy"] is None:
+        raise ValueError("There is nothing to evaluate: pass --policy.path=CHECKPOINT.")
+    report.prepare_output_dir(config.output_dir)
+    require_gl()
+    paths = {name: str(checkpoint.pretrained_path) for name, checkpoint in configs.items() if checkpoint}
+    actors = {name: load_actor(checkpoint) for name, checkpoint in configs.items() if checkpoint}
+    results = {}
+    for name, actor in actors.items():
+        videos = report.video_paths(starts, config.eval.n_videos, config.output_dir / "videos" / name)
+        with closing(make_engine(config.env, actor, config.eval.n_workers)) as engine:
+            results[name] = evaluate(engine, starts, videos, description=name)
+        print(f"\n{name}: {paths[name]}\n{report.evaluation_table(results[name])}\n")
+    if "compare" in results:
+        print(f"policy minus compare\n{report.comparison_table(results['compare'], results['policy'])}\n")
+    print(f"Written to {report.write_info(config.output_dir, report.to_json(paths, results))}")
+
+
+def main() -> None:
+    """Entry of `smoothvla eval`."""
+    run()

@@ -1,0 +1,124 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot.configs import FeatureType, PolicyFeature
+
+from lerobot_smoothvla.cli.main import main
+from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
+from lerobot_smoothvla.processor_smoothvla import make_smoothvla_pre_post_processors
+
+ENV = ("--env.type=libero", "--env.task=libero_object", "--env.task_ids=[0]", "--env.episode_length=16")
+ENV += ("--env.observation_height=64", "--env.observation_width=64")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two policies with random weights."""
+    image = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
+    config = SmoothVLAConfig(
+        vlm_model_name="smoothvla_tiny",
+        chunk_size=8,
+        n_action_steps=8,
+        num_steps=2,
+        max_action_dim=7,
+        max_state_dim=8,
+        resize_imgs_with_padding=(64, 64),
+        num_vlm_layers=2,
+        device="cpu",
+        input_features={
+            "observation.images.image": image,
+            "observation.images.image2": image,
+            "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
+    )
+    paths = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        paths.append(tmp_path_factory.mktemp("checkpoints") / f"policy_{seed}")
+        for part in (SmoothVLAPolicy(config), *make_smoothvla_pre_post_processors(config)):
+            part.save_pretrained(paths[-1])
+    return paths
+
+
+def test_two_checkpoints_are_compared_on_the_same_starts(checkpoints, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "output"
+    paths = [f"--policy.path={checkpoints[1]}", f"--compare.path={checkpoints[0]}", f"--output_dir={output}"]
+    settings = ["--eval.init_states=[40,42]", "--eval.n_videos=1", "--eval.n_workers=0"]
+    monkeypatch.setattr(sys, "argv", ["smoothvla", "eval", *ENV, *paths, *settings])
+    assert main() == 0
+    shown = capsys.readouterr().out
+    assert "libero_object/0" in shown and "difference [95 %]" in shown
+    assert str(output / "eval_info.json") in shown
+
+    info = json.loads((output / "eval_info.json").read_text())
+    starts = [
+        [(row["init_state"], row["seed"]) for row in info[name]["per_episode"]]
+        for name in ("policy", "compare")
+    ]
+    assert starts == [[(40, 1040), (41, 1041)]] * 2
+    first, second = (info[name]["overall"]["terms"]["jerk_rms"]["estimate"] for name in ("compare", "policy"))
+    assert first != second
+    assert info["difference"]["terms"]["jerk_rms"]["estimate"] == pytest.approx(second - first)
+    assert info["policy"]["path"] == str(checkpoints[1])
+    assert info["policy"]["overall"]["success_rate"]["estimate"] == 0.0
+    videos = sorted(str(path.relative_to(output)) for path in output.rglob("*.mp4"))
+    assert videos == [
+        f"videos/{name}/libero_object_0/init_40_seed_1040.mp4" for name in ("compare", "policy")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env.task=libero_objects"], "There is no LIBERO suite 'libero_objects'"),
+        (["--env.task_ids=[12]"], "libero_object has the tasks 0 to 9"),
+        (["--eval.init_states=[40,60]"], "0 <= first < end <= 50"),
+        (["--policy.path=no/such/policy"], "There is no checkpoint 'no/such/policy'"),
+        (["--compare.path=no/such/policy"], "There is no checkpoint 'no/such/policy'"),
+        (["--policy.n_action_steps=0"], "`n_action_steps` should be in [1, 8]"),
+    ],
+)
+def test_bad_input_is_one_paragraph_before_anything_is_written(
+    checkpoints, tmp_path, monkeypatch, capsys, arguments, message
+):
+    output = tmp_path / "output"
+    given = [argument.split("=")[0] for argument in arguments]
+    defaults = [*ENV, f"--policy.path={checkpoints[0]}", f"--output_dir={output}"]
+    others = [argument for argument in defaults if argument.split("=")[0] not in given]
+    monkeypatch.setattr(sys, "argv", ["smoothvla", "eval", *others, *arguments])
+    assert main() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("smoothvla eval: error: ") and message in error
+    assert not output.exists()
+
+
+def test_a_policy_is_needed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["smoothvla", "eval", *ENV, f"--output_dir={tmp_path / 'output'}"])
+    assert main() == 2
+    assert "--policy.path=CHECKPOINT" in capsys.readouterr().err
+
+
+def test_an_earlier_evaluation_stands(checkpoints, tmp_path, monkeypatch, capsys):
+    (tmp_path / "eval_info.json").write_text("{}")
+    arguments = [*ENV, f"--policy.path={checkpoints[0]}", f"--output_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["smoothvla", "eval", *arguments])
+    assert main() == 2
+    assert "already holds an evaluation" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["eval_info.json"]
+
+
+def test_a_checkpoint_without_weights_is_found_before_a_simulator_starts(
+    checkpoints, tmp_path, monkeypatch, capsys
+):
+    empty = tmp_path / "policy"
+    empty.mkdir()
+    (empty / "config.json").write_bytes((checkpoints[0] / "config.json").read_bytes())
+    arguments = [*ENV, f"--policy.path={empty}", f"--output_dir={tmp_path / 'output'}"]
+    monkeypatch.setattr(sys, "argv", ["smoothvla", "eval", *arguments])
+    assert main() == 2
+    assert "model.safetensors" in capsys.readouterr().err

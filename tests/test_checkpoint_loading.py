@@ -1,0 +1,174 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
+from lerobot.policies.act.configuration_act import ACTConfig
+from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
+
+from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
+from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+from lerobot_smoothvla.flow.sampling import OdeSampler
+
+IMAGE = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
+INPUTS = {
+    "observation.images.image": IMAGE,
+    "observation.images.image2": IMAGE,
+    "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
+}
+OUTPUTS = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the config.json of a checkpoint that fits LIBERO but for what is given."""
+
+    def save(config_class: type = SmoothVLAConfig, **settings) -> Path:
+        settings = {"device": "cpu", "input_features": INPUTS, "output_features": OUTPUTS, **settings}
+        config_class(**settings).save_pretrained(tmp_path)
+        return tmp_path
+
+    return save
+
+
+def test_a_checkpoints_config_comes_with_its_path(saved):
+    path = saved(chunk_size=16, n_action_steps=8, noise_level=0.3)
+    config = load_actor_config(path)
+    assert (config.chunk_size, config.n_action_steps, config.noise_level) == (16, 8, 0.3)
+    assert config.pretrained_path == path
+
+
+def test_options_override_the_checkpoints(saved):
+    config = load_actor_config(saved(), ["--n_action_steps=4", "--num_steps", "3"])
+    assert (config.n_action_steps, config.num_steps) == (4, 3)
+    assert config.input_features == INPUTS and config.output_features == OUTPUTS
+
+
+def test_a_stock_smolvla_gets_exploration_settings(saved):
+    path = saved(SmolVLAConfig, num_steps=4)
+    config = load_actor_config(path, ["--noise_level=0.5"])
+    assert isinstance(config, SmoothVLAConfig)
+    assert (config.num_steps, config.noise_level, config.device) == (4, 0.5, "cpu")
+    assert config.input_features == INPUTS and config.pretrained_path == path
+
+
+def test_a_stock_smolvla_acts_as_it_does_in_lerobot(tmp_path, tiny_smolvlm):
+    torch.manual_seed(0)
+    config = SmolVLAConfig(
+        vlm_model_name=str(tiny_smolvlm),
+        load_vlm_weights=False,
+        chunk_size=4,
+        n_action_steps=4,
+        num_steps=2,
+        num_vlm_layers=2,
+        resize_imgs_with_padding=(64, 64),
+        device="cpu",
+        input_features=INPUTS,
+        output_features=OUTPUTS,
+    )
+    stock = SmolVLAPolicy(config).eval()
+    processors = make_smolvla_pre_post_processors(config)
+    for part in (stock, *processors):
+        part.save_pretrained(tmp_path)
+    actor = load_actor(load_actor_config(tmp_path))
+
+    observation = {
+        "observation.images.image": torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8),
+        "observation.images.image2": torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8),
+        "observation.state": torch.randn(1, 8),
+    }
+    batch = actor.model_input(observation, ["pick up the milk"])
+    with torch.no_grad():
+        context = actor.policy.encode(batch)
+        chunk = OdeSampler().sample(actor.policy, context, torch.manual_seed(1)).actions
+        noise = torch.randn(1, 4, config.max_action_dim, generator=torch.manual_seed(1))
+        expected = processors[1](stock.predict_action_chunk(batch, noise=noise))
+    torch.testing.assert_close(actor.env_actions(chunk), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"input_features": {"observation.images.image": IMAGE}},
+            r"`observation.state` of shape \(8,\).*None",
+        ),
+        (
+            {"input_features": {**INPUTS, "observation.state": PolicyFeature(FeatureType.STATE, (6,))}},
+            r"`observation.state` of shape \(8,\).*\(6,\)",
+        ),
+        (
+            {"output_features": {"action": PolicyFeature(FeatureType.ACTION, (6,))}},
+            r"actions are of shape \(7,\).* of \(6,\)",
+        ),
+        ({"output_features": {}}, r"actions are of shape \(7,\).* of None"),
+        (
+            {
+                "input_features": {
+                    "observation.images.top": IMAGE,
+                    "observation.state": INPUTS["observation.state"],
+                }
+            },
+            "looks through .*top.*camera_name_mapping",
+        ),
+        ({"n_action_steps": 0}, r"`n_action_steps` should be in \[1, 50\], got 0"),
+    ],
+)
+def test_a_policy_that_does_not_fit_the_environment_is_rejected(saved, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load_actor_config(saved(**settings))
+
+
+def test_an_environment_without_a_state_is_rejected(saved):
+    with pytest.raises(ValueError, match="pixels_agent_pos.*got 'pixels'"):
+        load_actor_config(saved(), env_config=LiberoEnvConfig(obs_type="pixels"))
+
+
+def test_cameras_may_be_named_by_the_environment(saved):
+    top, wrist = "observation.images.top", "observation.images.wrist"
+    path = saved(input_features={top: IMAGE, wrist: IMAGE, "observation.state": INPUTS["observation.state"]})
+    names = {"agentview_image": "top", "robot0_eye_in_hand_image": "wrist"}
+    config = load_actor_config(path, env_config=LiberoEnvConfig(camera_name_mapping=names))
+    assert set(config.image_features) == {top, wrist}
+
+
+def test_another_type_of_policy_is_rejected_with_those_that_work(saved):
+    with pytest.raises(ValueError, match="'smoothvla' or 'smolvla'.*'act'.*lerobot-eval"):
+        load_actor_config(saved(ACTConfig))
+
+
+@pytest.mark.parametrize("path", ["nobody/nothing", "no/such/directory"])
+def test_a_checkpoint_that_does_not_exist_is_one_error(path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint '{path}'.*pretrained_model"):
+        load_actor_config(path)
+
+
+def test_the_directory_above_a_checkpoint_hints_at_it(tmp_path):
+    (tmp_path / "pretrained_model").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"Try '{tmp_path}/pretrained_model'"):
+        load_actor_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--n_action_steps=60", "60 for `n_action_steps`"),
+        ("--n_action_steps=x", "`n_action_steps`: Couldn't parse 'x'"),
+    ],
+)
+def test_options_that_do_not_fit_are_rejected(saved, option, message):
+    with pytest.raises(ValueError, match=f"do not fit the checkpoint .*{message}"):
+        load_actor_config(saved(), [option])
+
+
+def test_a_config_with_unknown_fields_is_rejected(saved):
+    file = saved() / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "nonsense": 1}))
+    with pytest.raises(ValueError, match="cannot be read.*nonsense"):
+        load_actor_config(file.parent)
