@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from lerobot.configs import PreTrainedConfig, parser
+from lerobot.configs import PreTrainedConfig
 from lerobot.envs.configs import EnvConfig
 
 from lerobot_smoothvla.checkpoint_loading import actor_config_from_cli, load_actor
-from lerobot_smoothvla.envs.assets import require_gl
+from lerobot_smoothvla.cli.parsing import parse
 from lerobot_smoothvla.evaluation import report
 from lerobot_smoothvla.evaluation.evaluate import EvaluationConfig, evaluate, evaluation_starts
 from lerobot_smoothvla.rollout.local import make_engine
@@ -31,7 +31,6 @@ class EvalCommandConfig:
         return ["policy", "compare"]
 
 
-@parser.wrap()
 def run(config: EvalCommandConfig) -> None:
     """Evaluate one policy, or two on the same starts, and write the result."""
     starts = evaluation_starts(config.env, config.eval)
@@ -39,7 +38,6 @@ def run(config: EvalCommandConfig) -> None:
     if configs["policy"] is None:
         raise ValueError("There is nothing to evaluate: pass --policy.path=CHECKPOINT.")
     report.prepare_output_dir(config.output_dir)
-    require_gl()
     paths = {name: str(checkpoint.pretrained_path) for name, checkpoint in configs.items() if checkpoint}
     actors = {name: load_actor(checkpoint) for name, checkpoint in configs.items() if checkpoint}
     results = {}
@@ -55,4 +53,4 @@ def run(config: EvalCommandConfig) -> None:
 
 def main() -> None:
     """Entry of `smoothvla eval`."""
-    run()
+    run(parse(EvalCommandConfig))

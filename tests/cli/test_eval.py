@@ -80,6 +80,8 @@ def test_two_checkpoints_are_compared_on_the_same_starts(checkpoints, tmp_path, 
         (["--eval.init_states=[40,60]"], "0 <= first < end <= 50"),
         (["--policy.path=no/such/policy"], "There is no checkpoint 'no/such/policy'"),
         (["--compare.path=no/such/policy"], "There is no checkpoint 'no/such/policy'"),
+        (["--eval.n_workers=-1"], "`n_workers` should be at least 0, got -1"),
+        (["--eval.n_episode=3"], "--eval.n_episode=3"),
         (["--policy.n_action_steps=0"], "`n_action_steps` should be in [1, 8]"),
     ],
 )
