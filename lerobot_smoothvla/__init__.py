@@ -9,9 +9,11 @@ evaluation. The layers, each importing only from those above it:
 4. `grpo.trainer`, `demos`, `evaluation.evaluate`
 5. `cli`
 
-Importing this package registers the policy with LeRobot and loads neither MuJoCo nor transformers.
+Importing this package registers the policy where LeRobot's registry of policies is loaded, as it is under its
+commands. Elsewhere, in a process that only steps an environment, it stays light: no torch, no transformers.
 """
 
-from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+import sys
 
-__all__ = ["SmoothVLAConfig"]
+if "lerobot.configs.policies" in sys.modules:
+    from lerobot_smoothvla import configuration_smoothvla  # noqa: F401
