@@ -3,10 +3,12 @@
 Dims: C policy calls, H steps a chunk, P padded action dimensions, A real ones, T control steps.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,9 +16,12 @@ from lerobot.policies import PreTrainedPolicy
 from lerobot.processor import PolicyProcessorPipeline
 from torch import Tensor
 
-from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv, Observation
 from lerobot_smoothvla.episode import Episode, Start
-from lerobot_smoothvla.flow.ratio import FlowSample
+from lerobot_smoothvla.flow.sampling import FlowSample
+
+if TYPE_CHECKING:
+    # Importing LIBERO loads MuJoCo, and asks a question where it was not prepared.
+    from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv, Observation
 
 
 class Sampler(Protocol):
