@@ -1,11 +1,12 @@
 """The whole path on real LIBERO: demonstrations → `lerobot-train` → `smoothvla grpo` → comparison.
 
-Every stage is the command that a user would type, in a process of its own. A stage that is done is skipped, so
-an interrupted demo goes on when it is started again.
+Every stage is the command that a user would type, in a process of its own. A stage that is done is skipped,
+so an interrupted demo goes on when it is started again.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -63,12 +64,14 @@ class Stage:
         command: Program and arguments.
         done: What is there once it has finished.
         environment: Variables it gets.
+        restarts: Whether the command cannot go on with what an interrupted one left, so that goes first.
     """
 
     name: str
     command: list[str]
     done: Callable[[], bool]
     environment: dict[str, str] = field(default_factory=dict)
+    restarts: bool = False
 
 
 def stages(config: DemoConfig) -> list[Stage]:
@@ -108,6 +111,7 @@ def stages(config: DemoConfig) -> list[Stage]:
             ],
             (out / "sft" / _LAST).is_dir,
             _ONE_CORE,
+            restarts=True,
         ),
         Stage(
             "grpo",
@@ -126,6 +130,7 @@ def stages(config: DemoConfig) -> list[Stage]:
                 workers,
             ],
             lambda: _last_iteration(out / "grpo") >= config.grpo_steps,
+            restarts=not grpo_resumes,
         ),
         Stage(
             "evaluation",
@@ -152,7 +157,7 @@ def run(config: DemoConfig) -> Path:
         `summary.json`.
 
     Raises:
-        RuntimeError: If a stage fails; its own message is above it.
+        ChildProcessError: If a stage fails; its own message is above it.
     """
     config.output_dir.mkdir(parents=True, exist_ok=True)
     minutes_file = config.output_dir / "minutes.json"
@@ -164,10 +169,12 @@ def run(config: DemoConfig) -> Path:
         if stage.done():
             print("Done before.", flush=True)
             continue
+        if stage.restarts:
+            shutil.rmtree(config.output_dir / name, ignore_errors=True)
         began = time.perf_counter()
         code = subprocess.run(stage.command, env={**os.environ, **stage.environment}, check=False).returncode
         if code != 0 or not stage.done():
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"The demo's stage '{name}' ended with exit code {code}; its message is above. "
                 "Run the same command again to continue from here."
             )
@@ -189,13 +196,14 @@ def summarise(info: dict[str, Any], minutes: dict[str, float]) -> dict[str, Any]
 
     def of(name: str, stage: str) -> dict[str, Any]:
         overall = info[name]["overall"]
+        means = {term: mean and mean["estimate"] for term, mean in overall["terms"].items()}
         return {
             "success_rate": overall["success_rate"]["estimate"],
             "success_rate_interval": [overall["success_rate"]["low"], overall["success_rate"]["high"]],
-            "jerk_rms": overall["terms"]["jerk_rms"]["estimate"],
-            "ldlj": overall["terms"]["ldlj"]["estimate"],
+            "jerk_rms": means["jerk_rms"],
+            "ldlj": means["ldlj"],
             "n_episodes": overall["n_episodes"],
-            "minutes": minutes[stage],
+            "minutes": minutes.get(stage),
         }
 
     return {

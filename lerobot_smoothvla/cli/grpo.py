@@ -5,10 +5,12 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import yaml
 from lerobot.configs import parser
 from lerobot.utils.utils import init_logging
 
 from lerobot_smoothvla.checkpoint_loading import actor_config_from_cli, load_actor, load_actor_config
+from lerobot_smoothvla.cli.parsing import parse
 from lerobot_smoothvla.envs.assets import require_gl
 from lerobot_smoothvla.envs.tasks import require_init_states, selected_tasks
 from lerobot_smoothvla.grpo import checkpoint
@@ -16,20 +18,23 @@ from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.grpo.trainer import GRPOTrainer
 from lerobot_smoothvla.rollout.local import make_engine
+from lerobot_smoothvla.selectors import flag_value
 
 
-@parser.wrap()
 def run(config: GRPOPipelineConfig) -> None:
     """Train from `--policy.path` or, with `--resume=true`, from the run's last checkpoint."""
     init_logging()
+    tasks = selected_tasks(config.env)
+    require_init_states(tasks, config.algorithm.init_states)
+    overrides = parser.get_yaml_overrides("policy") + (parser.get_cli_overrides("policy") or [])
     if config.resume:
-        overrides = parser.get_cli_overrides("policy") or []
         config.policy = load_actor_config(checkpoint.last(config.output_dir), overrides, config.env)
     else:
         config.policy = actor_config_from_cli("policy", config.env)
+        if config.policy is not None and not any(flag.startswith("--repo_id") for flag in overrides):
+            # A warm start says where it was pushed itself: this run should not overwrite it there.
+            config.policy.repo_id = None
     config.validate()
-    tasks = selected_tasks(config.env)
-    require_init_states(tasks, config.algorithm.init_states)
     require_gl()
     algorithm = GRPOAlgorithm(load_actor(config.policy), config.algorithm)
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0
@@ -41,7 +46,9 @@ def run(config: GRPOPipelineConfig) -> None:
 
 def main() -> None:
     """Entry of `smoothvla grpo`; a resumed run takes the config of its last checkpoint."""
-    output_dir = parser.parse_arg("output_dir")
-    if parser.parse_arg("resume") == "true" and output_dir and not parser.parse_arg("config_path"):
+    output_dir, resume, config_path = (
+        flag_value(flag, sys.argv[1:]) for flag in ("output_dir", "resume", "config_path")
+    )
+    if output_dir and not config_path and yaml.safe_load(resume or "false") is True:
         sys.argv.insert(1, f"--config_path={checkpoint.last(Path(output_dir)) / 'train_config.json'}")
-    run()
+    run(parse(GRPOPipelineConfig))

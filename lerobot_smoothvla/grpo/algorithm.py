@@ -3,6 +3,7 @@
 Dims: N chunks of all kept episodes, H steps a chunk, R ratio terms a chunk, G rollouts of a group.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -17,6 +18,9 @@ from lerobot_smoothvla.episode import Episode, Group
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.grpo.objective import chunk_weights, clipped_objective, group_advantages, keep_group
 from lerobot_smoothvla.rollout.engine import Actor
+
+_MEANS = ("loss", "grad_norm", "ratio_deviation", "clip_fraction", "approx_kl")
+"""Averaged over an update's minibatches; NaN where no group had something to teach."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +133,9 @@ class GRPOAlgorithm(RLAlgorithm):
         generator = torch.Generator().manual_seed(self.optimization_step)
         self.optimization_step += 1
         if replay is None:
-            return TrainingStats(extra={"n_chunks": 0.0})
+            return _stats(dict.fromkeys(_MEANS, math.nan), n_chunks=0, n_minibatches=0)
         baseline = self._baseline(replay)
-        totals = {
-            "loss": 0.0,
-            "grad_norm": 0.0,
-            "ratio_deviation": 0.0,
-            "clip_fraction": 0.0,
-            "approx_kl": 0.0,
-        }
+        totals = dict.fromkeys(_MEANS, 0.0)
         minibatches = 0
         for _ in range(self.config.epochs):
             order = torch.randperm(len(replay), generator=generator)
@@ -146,11 +144,7 @@ class GRPOAlgorithm(RLAlgorithm):
                     totals[name] += value
                 minibatches += 1
         means = {name: total / minibatches for name, total in totals.items()}
-        return TrainingStats(
-            losses={"loss": means.pop("loss")},
-            grad_norms={"policy": means.pop("grad_norm")},
-            extra={**means, "n_chunks": float(len(replay)), "n_minibatches": float(minibatches)},
-        )
+        return _stats(means, len(replay), minibatches)
 
     def _encode(self, replay: Replay) -> Any:
         device = self.actor.policy.config.device
@@ -223,6 +217,15 @@ class GRPOAlgorithm(RLAlgorithm):
 
     def load_state_dict(self, state_dict: dict[str, Tensor], device: str | torch.device = "cpu") -> None:
         """Nothing to load."""
+
+
+def _stats(means: dict[str, float], n_chunks: int, n_minibatches: int) -> TrainingStats:
+    return TrainingStats(
+        losses={"loss": means["loss"]},
+        grad_norms={"policy": means["grad_norm"]},
+        extra={name: means[name] for name in _MEANS[2:]}
+        | {"n_chunks": float(n_chunks), "n_minibatches": float(n_minibatches)},
+    )
 
 
 def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import httpx
 from lerobot.common.train_utils import (
     get_step_checkpoint_dir,
     load_training_state,
@@ -14,6 +15,7 @@ from lerobot.common.train_utils import (
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
+from safetensors import SafetensorError
 
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
@@ -32,28 +34,37 @@ def save(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm, iteration: int) -
 
     Returns:
         The checkpoint's directory.
+
+    Raises:
+        OSError: If it cannot be written; the last whole checkpoint is still there.
     """
     assert config.output_dir is not None
     final = get_step_checkpoint_dir(config.output_dir, config.steps, iteration)
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     actor = algorithm.actor
-    save_checkpoint(
-        partial,
-        iteration,
-        config,
-        actor.policy,
-        algorithm.get_optimizers()["policy"],
-        preprocessor=actor.preprocessor,
-        postprocessor=actor.postprocessor,
-    )
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    link = final.with_name(LAST_CHECKPOINT_LINK)
-    new_link = final.with_name(f".{LAST_CHECKPOINT_LINK}")
-    new_link.unlink(missing_ok=True)
-    new_link.symlink_to(final.name)
-    os.replace(new_link, link)
+    try:
+        save_checkpoint(
+            partial,
+            iteration,
+            config,
+            actor.policy,
+            algorithm.get_optimizers()["policy"],
+            preprocessor=actor.preprocessor,
+            postprocessor=actor.postprocessor,
+        )
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        link = final.with_name(LAST_CHECKPOINT_LINK)
+        new_link = final.with_name(f".{LAST_CHECKPOINT_LINK}")
+        new_link.unlink(missing_ok=True)
+        new_link.symlink_to(final.name)
+        os.replace(new_link, link)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"The checkpoint {final} could not be written ({error}); choose an --output_dir on a disk with "
+            "space, or make space there and continue with --resume=true."
+        ) from error
     return final
 
 
@@ -69,7 +80,8 @@ def last(output_dir: Path | None) -> Path:
     path = output_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR
     if not path.is_dir():
         raise FileNotFoundError(
-            f"There is no checkpoint to resume from: expected {path}; start the run without --resume."
+            f"There is no checkpoint to resume from: expected {path}; remove {output_dir} if it is "
+            "there, and start the run without --resume."
         )
     return path
 
@@ -90,22 +102,31 @@ def restore(checkpoint: Path, algorithm: GRPOAlgorithm) -> int:
 
 
 def push_to_hub(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm) -> None:
-    """Push policy, processors and card to `--policy.repo_id`; nothing happens without one.
+    """Push policy, processors and card to `--policy.repo_id`, unless there is none or `push_to_hub` is off.
 
     Args:
         config: Of the run.
         algorithm: Whose policy and processors are pushed.
+
+    Raises:
+        OSError: If the Hub is out of reach or refuses.
     """
     actor = algorithm.actor
     repo_id = actor.policy.config.repo_id
-    if not repo_id:
+    if not (repo_id and actor.policy.config.push_to_hub):
         return
     card = copy.copy(config)
     # LeRobot's model card names the dataset: here, the one that the warm start was trained on.
     card.dataset = DatasetConfig(repo_id=_warm_start_dataset(config))
-    actor.policy.push_model_to_hub(card)
-    actor.preprocessor.push_to_hub(repo_id)
-    actor.postprocessor.push_to_hub(repo_id)
+    try:
+        actor.policy.push_model_to_hub(card)
+        actor.preprocessor.push_to_hub(repo_id)
+        actor.postprocessor.push_to_hub(repo_id)
+    except (OSError, httpx.HTTPError) as error:
+        raise OSError(
+            f"The policy could not be pushed to {repo_id} ({error}). It is in {last(config.output_dir)}; "
+            f"`hf upload {repo_id} {last(config.output_dir)}` pushes it later."
+        ) from error
 
 
 def _warm_start_dataset(config: GRPOPipelineConfig) -> str:

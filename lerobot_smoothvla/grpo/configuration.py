@@ -1,8 +1,9 @@
 """Configuration of a GRPO run: the algorithm's, and the pipeline's with LeRobot's own flags."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TrainPipelineConfig
@@ -56,7 +57,7 @@ class GRPOConfig(RLAlgorithmConfig):
     epochs: int = 1
     minibatch_size: int = 128
     microbatch_size: int = 64
-    lr: float = 1e-5
+    lr: float = 2e-5
     grad_clip_norm: float = 1.0
     clip_low: float | None = None
     clip_high: float | None = None
@@ -73,8 +74,14 @@ class GRPOConfig(RLAlgorithmConfig):
         Raises:
             ValueError: If a setting is out of its range.
         """
-        if self.ratio not in DEFAULT_CLIP:
-            raise ValueError(f"`ratio` should be one of {sorted(DEFAULT_CLIP)}, got '{self.ratio}'.")
+        choices = {
+            "ratio": DEFAULT_CLIP,
+            "negative": get_args(NegativeSide),
+            "advantage": get_args(AdvantageMode),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` should be one of {sorted(allowed)}, got {getattr(self, name)!r}.")
         low, high = DEFAULT_CLIP[self.ratio]
         clip_low = self.clip_low = low if self.clip_low is None else self.clip_low
         self.clip_high = high if self.clip_high is None else self.clip_high
@@ -93,13 +100,13 @@ class GRPOConfig(RLAlgorithmConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` should be at least 1, got {getattr(self, name)}.")
         for name in ("lr", "ratio_scale", "grad_clip_norm", "clip_high", "std_floor"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` should be positive, got {getattr(self, name)}.")
         if not 0 < clip_low < 1:
             raise ValueError(f"`clip_low` should be in (0, 1), got {clip_low}.")
         if not 0 <= self.negative_weight <= 1:
             raise ValueError(f"`negative_weight` should be in [0, 1], got {self.negative_weight}.")
-        if self.kl_weight < 0:
+        if not 0 <= self.kl_weight < math.inf:
             raise ValueError(f"`kl_weight` should be at least 0, got {self.kl_weight}.")
 
     @property
@@ -154,24 +161,31 @@ class GRPOPipelineConfig(TrainPipelineConfig):
     env_eval_freq: int = 0
     use_policy_training_preset: bool = False
 
-    def validate(self) -> None:
-        """Everything that can be known to be wrong before a simulator starts.
+    def __post_init__(self) -> None:
+        """Reject what is wrong whatever the policy.
 
         Raises:
             ValueError: If the environment is not LIBERO, or a number is out of its range.
-            FileExistsError: If the output directory exists and the run is not a resumption.
         """
         if not isinstance(self.env, LiberoEnvConfig):
             raise ValueError(
                 f"GRPO needs a LIBERO environment, got {self.env and self.env.type}; "
                 "pass --env.type=libero --env.task=libero_object, or env=libero_object."
             )
-        if self.policy is None:
-            raise ValueError("GRPO needs a warm start: pass --policy.path=CHECKPOINT.")
         if self.n_workers < 0:
             raise ValueError(f"`n_workers` should be at least 0, got {self.n_workers}.")
         if self.steps < 1:
             raise ValueError(f"`steps` should be at least 1 iteration, got {self.steps}.")
+
+    def validate(self) -> None:
+        """Fill in names, and reject a run without a warm start or over another one.
+
+        Raises:
+            ValueError: If there is no policy.
+            FileExistsError: If the output directory exists and the run is not a resumption.
+        """
+        if self.policy is None:
+            raise ValueError("GRPO needs a warm start: pass --policy.path=CHECKPOINT.")
         if self.job_name is None:
             self.job_name = f"{self.env.type}_{self.policy.type}_grpo"
         if self.output_dir is None:

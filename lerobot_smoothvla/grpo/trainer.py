@@ -59,7 +59,11 @@ class GRPOTrainer:
         tasks: Sequence[Task],
         iteration: int = 0,
     ) -> None:
-        """Prepare a run at `iteration`; lines of a later one that was not checkpointed leave the log."""
+        """Prepare a run at `iteration`; lines of a later one that was not checkpointed leave the log.
+
+        Raises:
+            OSError: If the output directory cannot be written to.
+        """
         self.config = config
         self.algorithm = algorithm
         self.engine = engine
@@ -67,7 +71,13 @@ class GRPOTrainer:
         self.iteration = iteration
         assert config.output_dir is not None
         self._log = config.output_dir / METRICS
-        config.output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            config.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"The output directory {config.output_dir} cannot be made ({error.strerror}); "
+                "choose another --output_dir."
+            ) from error
         _keep_lines(self._log, iteration)
         self._wandb = WandBLogger(config) if config.wandb.enable else None
 
@@ -76,8 +86,19 @@ class GRPOTrainer:
 
         Returns:
             The last checkpoint's directory.
+
+        Raises:
+            ValueError: If none remains.
+            OSError: If a checkpoint cannot be written.
         """
-        saved = None
+        if self.iteration >= self.config.steps:
+            raise ValueError(
+                f"The run has already done {self.iteration} of {self.config.steps} iterations; "
+                "raise --steps to continue it."
+            )
+        if not self.config.resume:
+            # What can be resumed from the first moment on, and shows a disk that cannot be written to.
+            checkpoint.save(self.config, self.algorithm, self.iteration)
         bar = tqdm(total=self.config.steps, initial=self.iteration, desc="GRPO", unit="iteration")
         while self.iteration < self.config.steps:
             metrics = self.step()
@@ -89,11 +110,6 @@ class GRPOTrainer:
                 if self._wandb is not None:
                     self._wandb.log_policy(saved)
         bar.close()
-        if saved is None:
-            raise ValueError(
-                f"The run has already done {self.iteration} of {self.config.steps} iterations; "
-                "raise --steps to continue it."
-            )
         return saved
 
     def step(self) -> dict[str, float]:

@@ -1,0 +1,41 @@
+"""A command line as its config: LeRobot's parser, whose objections become one paragraph."""
+
+import io
+import sys
+from argparse import ArgumentError
+from contextlib import redirect_stderr
+
+from draccus.utils import DecodingError, ParsingError
+from lerobot.configs import parser
+
+
+def parse[Config](config_class: type[Config]) -> Config:
+    """The config that `sys.argv` asks for, by LeRobot's rules (`--config_path`, `--policy.path`, `--help`).
+
+    Args:
+        config_class: Of the command.
+
+    Raises:
+        ValueError: If a flag is unknown, or a value cannot be read or is rejected by its config.
+        SystemExit: After `--help`.
+    """
+
+    def parsed(config: Config) -> Config:
+        return config
+
+    parsed.__annotations__["config"] = config_class
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            config: Config = parser.wrap()(parsed)()
+    except (ParsingError, ArgumentError) as error:
+        reason = error if isinstance(error, DecodingError) else error.__cause__ or error
+        raise ValueError(str(reason)) from error
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        # argparse prints the usage, some 1,600 lines of it, and then what is wrong.
+        objection = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise ValueError(f"{objection}; `{sys.argv[0]} --help` lists the flags.") from stop
+    sys.stderr.write(said.getvalue())
+    return config

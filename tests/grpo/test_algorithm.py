@@ -1,0 +1,286 @@
+"""GRPO's update on the real policy; episodes are sampled from it on random images, without a simulator."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.rl.algorithms.base import RLAlgorithm
+from lerobot.rl.algorithms.configs import TrainingStats
+from torch import Tensor
+
+from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
+from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm, Replay
+from lerobot_smoothvla.grpo.configuration import GRPOConfig
+from lerobot_smoothvla.grpo.objective import group_advantages
+from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
+from lerobot_smoothvla.processor_smoothvla import make_smoothvla_pre_post_processors
+from lerobot_smoothvla.rollout.engine import Actor
+
+RATIOS = ("flow_matching", "flow_sde")
+IMAGE = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
+POLICY = SmoothVLAConfig(
+    vlm_model_name="smoothvla_tiny",
+    load_vlm_weights=False,
+    chunk_size=8,
+    n_action_steps=8,
+    num_steps=3,
+    max_action_dim=7,
+    max_state_dim=8,
+    resize_imgs_with_padding=(64, 64),
+    freeze_vision_encoder=False,
+    train_expert_only=False,
+    num_vlm_layers=2,
+    device="cpu",
+    input_features={
+        "observation.images.image": IMAGE,
+        "observation.images.image2": IMAGE,
+        "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
+    },
+    output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
+)
+
+
+def algorithm(**settings) -> GRPOAlgorithm:
+    """The algorithm around a policy that is the same at every call."""
+    torch.manual_seed(0)
+    policy = SmoothVLAPolicy(POLICY).eval()
+    settings = {"group_size": 4, "n_groups": 1, "lr": 1e-4} | settings
+    return GRPOAlgorithm(Actor(policy, *make_smoothvla_pre_post_processors(POLICY)), GRPOConfig(**settings))
+
+
+def sampled_episode(algorithm: GRPOAlgorithm, seed: int, executed: Sequence[int]) -> Episode:
+    """An episode that the policy sampled, one call for each entry of `executed`, as a rollout does."""
+    generator = torch.Generator().manual_seed(seed)
+    observations = {
+        "observation.images.image": torch.randint(0, 256, (len(executed), 3, 64, 64), generator=generator),
+        "observation.images.image2": torch.randint(0, 256, (len(executed), 3, 64, 64), generator=generator),
+        "observation.state": torch.randn(len(executed), 8, generator=generator),
+    }
+    observations = {k: v.to(torch.uint8) if "images" in k else v for k, v in observations.items()}
+    policy, samples = algorithm.actor.policy, []
+    for call in range(len(executed)):
+        batch = {key: value[call : call + 1] for key, value in observations.items()}
+        with torch.no_grad():
+            context = policy.encode(algorithm.actor.model_input(batch, ["pick up the milk"]))
+        samples.append(algorithm.estimator.sample(policy, context, generator))
+    chunks = torch.cat([sample.actions for sample in samples])
+    actions = torch.cat([chunk[:n] for chunk, n in zip(chunks, executed, strict=True)])
+    return Episode(
+        start=Start("libero_object", 0, 0, 0),
+        instruction="pick up the milk",
+        observations=observations,
+        record={key: torch.cat([sample.record[key] for sample in samples]) for key in samples[0].record},
+        chunks=chunks,
+        executed=torch.tensor(executed),
+        actions=actions,
+        positions=torch.zeros(len(actions) + 1, 3),
+        dt=0.05,
+        success=False,
+        max_steps=100,
+    )
+
+
+def sampled_group(algorithm: GRPOAlgorithm, success: Sequence[int] = (1, 0, 1, 0), seed: int = 0) -> Group:
+    """Episodes of different lengths with given outcomes."""
+    lengths = ([8, 8], [8, 5], [3], [8, 8, 2])
+    scored = []
+    for index, solved in enumerate(success):
+        episode = replace(
+            sampled_episode(algorithm, 100 * seed + index, lengths[index % 4]), success=bool(solved)
+        )
+        smoothness = 0.2 + 0.1 * index
+        scored.append(ScoredEpisode(episode, float(solved), smoothness, solved * (1 + 0.5 * smoothness)))
+    return Group(tuple(scored))
+
+
+def update(algorithm: GRPOAlgorithm, *groups: Group) -> TrainingStats:
+    algorithm.actor.policy.train()
+    return algorithm.update(iter([list(groups)]))
+
+
+def weights(algorithm: GRPOAlgorithm) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in algorithm.get_weights().items()}
+
+
+def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    return max((first[key].float() - second[key].float()).abs().max().item() for key in first)
+
+
+def log_ratio(algorithm: GRPOAlgorithm, baseline: Tensor, replay: Replay) -> Tensor:
+    with torch.no_grad():
+        return algorithm.estimator.log_ratio(
+            algorithm.actor.policy, algorithm._encode(replay), replay.record, baseline, replay.executed
+        ).mean(1)
+
+
+# --- replay
+
+
+def test_a_replay_holds_the_chunks_of_all_episodes_in_their_order():
+    grpo = algorithm()
+    groups = [sampled_group(grpo), sampled_group(grpo, (0, 0, 0, 1), seed=1)]
+    replay = Replay.from_groups(groups, grpo.config)
+    episodes = [scored.episode for group in groups for scored in group.episodes]
+    assert len(replay) == len(replay.instructions) == 2 * 8
+    chunk = 0
+    for group in groups:
+        success, smoothness, total = (
+            torch.tensor([getattr(s, name) for s in group.episodes])
+            for name in ("success", "smoothness", "total")
+        )
+        advantages = group_advantages(success, smoothness, total)
+        for scored, advantage in zip(group.episodes, advantages, strict=True):
+            for call, n_steps in enumerate(scored.episode.executed):
+                for key, value in scored.episode.observations.items():
+                    assert replay.observations[key][chunk].equal(value[call])
+                for key, value in scored.episode.record.items():
+                    assert replay.record[key][chunk].equal(value[call])
+                assert replay.executed[chunk].tolist() == [step < n_steps for step in range(8)]
+                assert replay.advantages[chunk] == advantage
+                chunk += 1
+    assert chunk == sum(len(episode.executed) for episode in episodes)
+
+
+def test_an_index_picks_the_same_chunks_of_everything():
+    grpo = algorithm()
+    replay = Replay.from_groups([sampled_group(grpo)], grpo.config)
+    replay.instructions[:] = [f"instruction {index}" for index in range(len(replay))]
+    index = torch.tensor([6, 0, 3])
+    part = replay[index]
+    assert len(part) == 3 and part.instructions == ["instruction 6", "instruction 0", "instruction 3"]
+    assert all(part.observations[key].equal(value[index]) for key, value in replay.observations.items())
+    assert all(part.record[key].equal(value[index]) for key, value in replay.record.items())
+    for name in ("executed", "advantages", "weights"):
+        assert getattr(part, name).equal(getattr(replay, name)[index])
+
+
+def test_every_episode_weighs_the_same_however_long():
+    grpo = algorithm()
+    replay = Replay.from_groups([sampled_group(grpo)], grpo.config)
+    of_episode = replay.weights.split([2, 2, 1, 3])
+    assert torch.stack([part.sum() for part in of_episode]).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_groups_without_a_success_are_left_out_and_the_others_stay():
+    grpo = algorithm()
+    mixed = sampled_group(grpo, seed=1)
+    failed = sampled_group(grpo, (0, 0, 0, 0))
+    replay = Replay.from_groups([failed, mixed], grpo.config)
+    assert replay.record["chunk"].equal(Replay.from_groups([mixed], grpo.config).record["chunk"])
+    assert Replay.from_groups([failed], grpo.config) is None
+
+
+# --- update
+
+
+def test_it_is_an_algorithm_of_lerobot():
+    grpo = algorithm()
+    assert isinstance(grpo, RLAlgorithm)
+    assert list(grpo.get_optimizers()) == ["policy"]
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_before_the_first_step_every_ratio_is_one(ratio):
+    grpo = algorithm(ratio=ratio, microbatch_size=3)
+    stats = update(grpo, sampled_group(grpo)).to_log_dict()
+    assert stats["n_minibatches"] == 1
+    # Rollouts encode one observation at a time, replays several: sums in another order.
+    assert stats["ratio_deviation"] < 1e-4
+    assert stats["clip_fraction"] == 0 and stats["approx_kl"] < 1e-6
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_microbatches_change_nothing_but_memory(ratio):
+    results = []
+    for microbatch_size in (1, 3, 64):
+        grpo = algorithm(ratio=ratio, microbatch_size=microbatch_size, negative_weight=1.0)
+        stats = update(grpo, sampled_group(grpo))
+        # Not weights: Adam's first step is lr·sign(gradient), also of a gradient that only rounding made.
+        gradients = {n: p.grad for n, p in grpo.actor.policy.named_parameters() if p.grad is not None}
+        results.append((gradients, stats.to_log_dict()))
+    assert results[0][1]["n_chunks"] == 8 and max(g.abs().max() for g in results[0][0].values()) > 1e-3
+    for gradients, stats in results[1:]:
+        assert difference(results[0][0], gradients) < 1e-5  # of a gradient of norm 1
+        assert stats == pytest.approx(results[0][1], rel=1e-3, abs=1e-5)
+
+
+def test_the_update_is_the_same_bit_by_bit_from_the_same_state():
+    results = []
+    for _ in range(2):
+        grpo = algorithm(minibatch_size=3, epochs=2)
+        group = sampled_group(grpo)
+        torch.manual_seed(len(results))  # which random state surrounds it does not matter
+        stats = update(grpo, group)
+        results.append((weights(grpo), stats))
+    assert difference(results[0][0], results[1][0]) == 0
+    assert results[0][1] == results[1][1]
+
+
+def test_iterations_shuffle_differently_and_a_resumed_one_as_it_would_have():
+    first, resumed = algorithm(minibatch_size=3), algorithm(minibatch_size=3)
+    group = sampled_group(first)
+    update(first, group)
+    assert first.optimization_step == 1
+    resumed.load_weights(first.get_weights())
+    state = deepcopy(first.get_optimizers()["policy"].state_dict())
+    resumed.get_optimizers()["policy"].load_state_dict(state)
+    resumed.optimization_step = 1
+    for grpo in (first, resumed):
+        update(grpo, group)
+    assert difference(weights(first), weights(resumed)) == 0
+    resumed.load_weights(weights(first))
+    resumed.optimization_step = 0
+    update(first, group)
+    update(resumed, group)
+    assert difference(weights(first), weights(resumed)) > 0
+
+
+@pytest.mark.parametrize("success", [(0, 0, 0, 0), (1, 1, 1, 1)])
+def test_groups_that_teach_nothing_leave_the_weights_alone(success):
+    grpo = algorithm(reward=replace(GRPOConfig().reward, weight=0.0))
+    before = weights(grpo)
+    stats = update(grpo, sampled_group(grpo, success)).to_log_dict()
+    assert difference(before, weights(grpo)) == 0
+    assert stats["n_chunks"] == 0
+    assert grpo.optimization_step == 1
+
+
+def test_what_an_update_reports_does_not_depend_on_whether_there_was_one():
+    grpo = algorithm()
+    learned, idle = update(grpo, sampled_group(grpo)), update(grpo, sampled_group(grpo, (0, 0, 0, 0)))
+    assert learned.to_log_dict().keys() == idle.to_log_dict().keys()
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("negative", ["clip", "quadratic"])
+def test_good_chunks_become_likelier_and_bad_ones_less_likely(ratio, negative):
+    grpo = algorithm(ratio=ratio, negative=negative, negative_weight=1.0, lr=1e-5)
+    replay = Replay.from_groups([sampled_group(grpo)], grpo.config)
+    baseline = grpo._baseline(replay)
+    for _ in range(3):
+        grpo._step(replay, baseline, torch.arange(len(replay)))
+    after = log_ratio(grpo, baseline, replay)
+    good = replay.advantages > 0
+    assert after[good].mean() > 0 > after[~good].mean()
+
+
+def test_without_weight_on_the_negative_side_failures_teach_nothing():
+    updated = []
+    for seed in (1, 2):  # the same successes, other failures
+        grpo = algorithm(negative_weight=0.0)
+        good, other = sampled_group(grpo), sampled_group(grpo, seed=seed)
+        pairs = zip(good.episodes, other.episodes, strict=True)
+        group = Group(tuple(mine if mine.success else theirs for mine, theirs in pairs))
+        update(grpo, group)
+        updated.append(weights(grpo))
+    assert difference(*updated) < 1e-6
+
+
+def test_a_policy_without_a_trainable_parameter_is_rejected():
+    policy = SmoothVLAPolicy(POLICY).requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        GRPOAlgorithm(Actor(policy, *make_smoothvla_pre_post_processors(POLICY)), GRPOConfig())
