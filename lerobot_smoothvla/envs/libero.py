@@ -1,7 +1,9 @@
 """LIBERO that renders only when the policy looks.
 
-`ChunkedLiberoEnv` is LeRobot's own `LiberoEnv` with three additions: an explicit start, stepping by whole action
-chunks, and cameras that rest in between. Dims: H steps a chunk, T control steps, A = 7 action dimensions.
+`ChunkedLiberoEnv` is LeRobot's own `LiberoEnv` with three additions: an explicit start, stepping by whole
+action chunks, and cameras that rest in between.
+
+Dims: H steps a chunk, n ≤ H of them executed, A = 7 action dimensions.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,12 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import mujoco
 import numpy as np
 import torch
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.envs.libero import LiberoEnv, _get_suite, get_libero_dummy_action
 from lerobot.envs.utils import parse_camera_names, preprocess_observation
 from lerobot.processor.env_processor import LiberoProcessorStep
+from libero.libero.envs import OffScreenRenderEnv
 from numpy.typing import NDArray
 from robosuite.utils.observables import sensor
 from torch import Tensor
@@ -22,6 +26,12 @@ from torch import Tensor
 from lerobot_smoothvla.episode import Start
 
 Observation = dict[str, Tensor]
+
+_STATE_OBSERVABLES = tuple(
+    f"robot0_{name}"
+    for name in ("eef_pos", "eef_quat", "gripper_qpos", "gripper_qvel", "joint_pos", "joint_vel")
+)
+"""What LeRobot reads of the simulator beside the cameras."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +60,26 @@ class ChunkedLiberoEnv(LiberoEnv):
     """LeRobot's LIBERO environment, reset to an explicit `Start` and stepped one chunk at a time.
 
     Rendering is skipped by exchanging the camera sensors, not by disabling their observables: an observable
-    keeps its own sampling clock, and a paused clock would sample at another physics substep afterwards. So the
-    frames that the policy sees are bit-identical to those of an environment that renders every step.
+    keeps its own sampling clock, and a paused clock would sample at another physics substep afterwards. So
+    the frames that the policy sees are bit-identical to those of an environment that renders every step.
     """
+
+    num_steps_wait: int
 
     def __init__(self, config: LiberoEnvConfig, suite: str, task_id: int) -> None:
         """Prepare task `task_id` of `suite`; the simulator itself is built on the first reset.
 
         Raises:
-            ValueError: If the suite or the task does not exist.
+            ValueError: If the suite or the task does not exist, or the horizon is not positive.
         """
         task_suite = _get_suite(suite)
         if not 0 <= task_id < len(task_suite.tasks):
             raise ValueError(
                 f"Task id should be in [0, {len(task_suite.tasks) - 1}] for suite '{suite}', got {task_id}."
+            )
+        if config.episode_length is not None and config.episode_length < 1:
+            raise ValueError(
+                f"`episode_length` should be at least 1 control step, got {config.episode_length}."
             )
         options = {k: v for k, v in config.gym_kwargs.items() if k not in ("task_ids", "hard_reset")}
         super().__init__(
@@ -114,11 +130,37 @@ class ChunkedLiberoEnv(LiberoEnv):
         self._ensure_env()
         observables = self._env.env._observables
         for name in self.camera_name:
-            if name not in self._camera_sensors:
-                self._camera_sensors[name] = observables[name]._sensor
             # Not `set_sensor`: that takes a trial reading, which would render.
             observables[name]._sensor = self._camera_sensors[name] if on else self._closed_eye
+        if on:
+            # Robosuite renders in the context that happens to be current: that of the simulator built last.
+            self._gl.gl_ctx.make_current()
         self._rendering = on
+
+    def _ensure_env(self) -> None:
+        """Build the simulator on first use, without what costs time and changes nothing."""
+        if self._env is not None:
+            return
+        super()._ensure_env()
+        simulator: OffScreenRenderEnv = self._env
+        observables = simulator.env._observables
+        for name in observables.keys() - {*_STATE_OBSERVABLES, *self.camera_name}:
+            del observables[name]
+        self._camera_sensors = {name: observables[name]._sensor for name in self.camera_name}
+        self._gl = simulator.sim._render_context_offscreen
+        _share_forward_pass(simulator)
+
+    def close(self) -> None:
+        """Free the simulator, and its OpenGL objects in their own context.
+
+        Left to the garbage collector these would be freed by number in the context that is current then, and
+        another simulator of this process would lose its own.
+        """
+        if self._env is not None:
+            self._gl.gl_ctx.make_current()
+            self._gl.con.free()
+            self._gl.gl_ctx.free()
+        super().close()
 
     @contextmanager
     def _delta_control(self) -> Iterator[None]:
@@ -127,9 +169,11 @@ class ChunkedLiberoEnv(LiberoEnv):
         modes = [controller.use_delta for controller in controllers]
         for controller in controllers:
             controller.use_delta = True
-        yield
-        for controller, mode in zip(controllers, modes, strict=True):
-            controller.use_delta = mode
+        try:
+            yield
+        finally:
+            for controller, mode in zip(controllers, modes, strict=True):
+                controller.use_delta = mode
 
     def reset_to(self, start: Start) -> Observation:
         """Soft reset to a start, rendering nothing but the last settle step.
@@ -152,7 +196,7 @@ class ChunkedLiberoEnv(LiberoEnv):
             )
         self.rendering = False
         for robot in self._env.robots:
-            # A soft reset keeps the gripper's smoothed command: the settled state would depend on the last episode.
+            # A soft reset keeps the gripper's smoothed command: the start would depend on the last episode.
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
         self.init_state_id = start.init_state
         settle, self.num_steps_wait = self.num_steps_wait, self.num_steps_wait - 1
@@ -197,7 +241,7 @@ class ChunkedLiberoEnv(LiberoEnv):
         self._steps += len(positions)
         self._done = success or self._steps >= self.max_steps
         seen = None if self._done else self.to_lerobot(observation)
-        return ChunkOutcome(np.stack(positions), seen, success, self._done)
+        return ChunkOutcome(np.stack(positions), seen, bool(success), bool(self._done))
 
     def to_lerobot(self, observation: dict[str, Any]) -> Observation:
         """LeRobot's keys and conventions, unbatched: images (3, h, w) uint8, state (8,) float32."""
@@ -206,6 +250,44 @@ class ChunkedLiberoEnv(LiberoEnv):
             key: (value[0] * 255).round().to(torch.uint8) if "images" in key else value[0]
             for key, value in batch.items()
         }
+
+
+def _share_forward_pass(env: OffScreenRenderEnv) -> None:
+    """Let each physics substep compute what depends on positions and velocities once instead of three times.
+
+    Robosuite calls `sim.forward`, its controller calls it again, and `sim.step` begins with a third pass,
+    while nothing but `ctrl` changes in between. The stages from actuation on do run three times as before:
+    the constraint solver starts from its last solution, so a pass left out would change the last bits.
+
+    Args:
+        env: Whose `step` is exchanged; resets and set states keep the full pass.
+    """
+    sim, step = env.sim, env.step
+    model, data = sim.model._model, sim.data._data
+
+    def step_sharing(action: Any) -> Any:
+        current = False
+
+        def forward() -> None:
+            nonlocal current
+            if current:
+                mujoco.mj_forwardSkip(model, data, mujoco.mjtStage.mjSTAGE_VEL, 0)
+            else:
+                mujoco.mj_forward(model, data)
+            current = True
+
+        def substep() -> None:
+            nonlocal current
+            mujoco.mj_step2(model, data)
+            current = False
+
+        sim.forward, sim.step = forward, substep
+        try:
+            return step(action)
+        finally:
+            del sim.forward, sim.step
+
+    env.step = step_sharing
 
 
 def _batched(observation: Any) -> Any:
