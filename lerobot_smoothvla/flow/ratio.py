@@ -185,15 +185,15 @@ class FlowMatchingRatio(RatioEstimator):
     Attributes:
         n_pairs: R.
         scale: Sets the trust region, not the step (Adam does not see it): a clip of c lets the mean squared
-            velocity error move by c/scale. The default with c = 0.05 allows 0.001, a tenth of the error of a
-            trained policy; n·A would make it the sum over n executed steps, as in FPO++.
+            velocity error move by c / scale. The default with c = 0.05 allows 0.01, a tenth of the error of
+            the demo's warm start; n·A would make it the sum over n executed steps, as in FPO++.
 
     Raises:
         ValueError: If `n_pairs` is less than one or `scale` is not positive.
     """
 
     n_pairs: int = 8
-    scale: float = 50.0
+    scale: float = 5.0
 
     def __post_init__(self) -> None:
         """Reject estimators without a term."""
