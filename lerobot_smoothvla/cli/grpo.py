@@ -11,7 +11,6 @@ from lerobot.utils.utils import init_logging
 
 from lerobot_smoothvla.checkpoint_loading import actor_config_from_cli, load_actor, load_actor_config
 from lerobot_smoothvla.cli.parsing import parse
-from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.envs.assets import require_gl
 from lerobot_smoothvla.envs.tasks import require_init_states, selected_tasks
 from lerobot_smoothvla.grpo import checkpoint
@@ -33,7 +32,7 @@ def run(config: GRPOPipelineConfig) -> None:
     else:
         config.policy = actor_config_from_cli("policy", config.env)
         if config.policy is not None:
-            _decide_push(config.policy, overrides)
+            checkpoint.decide_push(config.policy, overrides)
     config.validate()
     require_gl()
     algorithm = GRPOAlgorithm(load_actor(config.policy), config.algorithm)
@@ -42,15 +41,6 @@ def run(config: GRPOPipelineConfig) -> None:
         saved = GRPOTrainer(config, algorithm, engine, tasks, iteration).train()
     logging.info("Last checkpoint: %s", saved / "pretrained_model")
     checkpoint.push_to_hub(config, algorithm)
-
-
-def _decide_push(policy: SmoothVLAConfig, overrides: list[str]) -> None:
-    """Push where this command says, never where the warm start says that it was pushed itself."""
-    given = {flag.removeprefix("--").partition("=")[0] for flag in overrides}
-    if "repo_id" not in given:
-        policy.repo_id = None
-    elif "push_to_hub" not in given:
-        policy.push_to_hub = True
 
 
 def main() -> None:

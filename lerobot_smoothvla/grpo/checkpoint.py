@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 from safetensors import SafetensorError
 
+from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 
@@ -99,6 +101,20 @@ def restore(checkpoint: Path, algorithm: GRPOAlgorithm) -> int:
     iteration, _, _ = load_training_state(checkpoint, algorithm.get_optimizers()["policy"], None)
     algorithm.optimization_step = iteration
     return iteration
+
+
+def decide_push(policy: SmoothVLAConfig, overrides: Sequence[str]) -> None:
+    """Push where the command line says, never where the warm start says that it was pushed itself.
+
+    Args:
+        policy: Config of the warm start, changed in place.
+        overrides: The command line's `--policy.*` flags without that prefix, e.g. `--repo_id=you/policy`.
+    """
+    given = {flag.removeprefix("--").partition("=")[0] for flag in overrides}
+    if "repo_id" not in given:
+        policy.repo_id = None
+    elif "push_to_hub" not in given:
+        policy.push_to_hub = True
 
 
 def push_to_hub(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm) -> None:
