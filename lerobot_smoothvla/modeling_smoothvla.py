@@ -104,7 +104,7 @@ class SmoothVLAPolicy(SmolVLAPolicy):
         """SmolVLA's flow-matching loss, with `flow_samples` pairs (t, ε) per observation.
 
         Args:
-            batch: Preprocessed observations, actions (B, H, A) and, where chunks are cut off, `action_is_pad`.
+            batch: Preprocessed observations, actions (B, H, A) and, where cut off, `action_is_pad`.
             noise: (B·flow_samples, H, P) ε, drawn if None.
             time: (B·flow_samples,) t, drawn if None.
             reduction: "mean", or "none" for one loss per observation.
