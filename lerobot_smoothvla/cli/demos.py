@@ -1,0 +1,24 @@
+"""`smoothvla demos`: demonstrations of LIBERO tasks by a scripted expert, as a LeRobotDataset."""
+
+import json
+
+from lerobot.configs import parser
+
+from lerobot_smoothvla.demos.record import SUMMARY, DemosConfig, record
+
+
+@parser.wrap()
+def run(config: DemosConfig) -> None:
+    """Record, and say what was kept."""
+    root = record(config)
+    tasks = json.loads((root / SUMMARY).read_text())["tasks"]
+    for name, count in tasks.items():
+        failures = count["failed_init_states"]
+        dropped = f", dropped the failures at initial states {failures}" if failures else ""
+        print(f"{name}: kept {count['kept']} of {count['attempts']} episodes{dropped}")
+    print(f"Written to {root}")
+
+
+def main() -> None:
+    """Entry of `smoothvla demos`."""
+    run()

@@ -1,0 +1,385 @@
+"""Demonstrations of the scripted expert as a LeRobotDataset, by several processes, resumable at any moment.
+
+Every episode is first a small dataset of its own in `<root>.partial/`, renamed into place once complete: a
+killed run loses the episodes in hand and no more. The last step joins them, by task and attempt whatever the
+number of processes, and renames the result: a directory `<root>` is always a whole dataset.
+"""
+
+import json
+import multiprocessing as mp
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import draccus
+import numpy as np
+from lerobot.configs.video import RGBEncoderConfig, rgb_encoder_defaults
+from lerobot.datasets.aggregate import aggregate_datasets
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.envs.configs import EnvConfig
+from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
+from tqdm import tqdm
+
+from lerobot_smoothvla.demos.expert import PickAndPlace, require_solvable
+from lerobot_smoothvla.envs.assets import require_gl
+from lerobot_smoothvla.envs.tasks import require_init_states, selected_tasks
+from lerobot_smoothvla.episode import Start
+from lerobot_smoothvla.rollout.local import Simulators
+
+FPS = 10
+"""The label of the Hub's LIBERO datasets, although a frame is one control step and those come at 20 Hz."""
+SUMMARY = Path("meta") / "demonstrations.json"
+"""In the dataset: the settings that made it, and by task how many attempts were kept."""
+
+_MOTORS = ["x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper"]
+_NOISE_MEMORY = 0.9
+"""Correlation of the noise from one step to the next: white noise would shake the arm, not move it off."""
+_LONGER_THAN_ANY_EPISODE = 10_000
+"""Queue of the video encoder, which drops frames when it is full."""
+_WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # with a process a core, more threads only get in each other's way
+    "LP_NUM_THREADS": "1",
+    "SVT_LOG": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@dataclass
+class DemosDatasetConfig:
+    """Where the demonstrations go; the names are those of `lerobot-record`.
+
+    Attributes:
+        repo_id: Name of the dataset, `user/name`.
+        root: Its directory; default `outputs/demos/<name>`.
+        video: MP4 videos. Otherwise PNG images inside the data files, as the Hub's `libero` has them: larger,
+            and when small faster to decode.
+        rgb_encoder: LeRobot's video settings.
+    """
+
+    repo_id: str = "local/demonstrations"
+    root: Path | None = None
+    video: bool = True
+    rgb_encoder: RGBEncoderConfig = field(default_factory=rgb_encoder_defaults)
+
+    @property
+    def directory(self) -> Path:
+        """The dataset's directory."""
+        return self.root or Path("outputs/demos") / self.repo_id.split("/")[-1]
+
+
+@dataclass
+class DemosConfig:
+    """What to demonstrate.
+
+    Attributes:
+        env: LIBERO suites, task ids (default all) and image size.
+        dataset: Where it goes.
+        episodes_per_task: Attempts; failures are dropped and counted.
+        init_states: First, and one past the last, of a task's 50 initial states. The default leaves ten for
+            evaluation. More attempts than states start over with the next seed.
+        seed: Of the simulator in the first round, and of the noise.
+        noise_share: Part of the episodes in which the executed action is noisy. The recorded action stays the
+            expert's own at the state that the noise led to, so that the policy learns to come back
+            (Laskey et al., DART, arXiv 1703.09327).
+        noise_std: Of the noise on the displacement at full speed, in action units (1.0 is 0.05 m).
+        speed: Factor on the expert's speed.
+        n_workers: Processes; one a core.
+    """
+
+    env: EnvConfig = field(default_factory=lambda: LiberoEnvConfig(task="libero_object"))
+    dataset: DemosDatasetConfig = field(default_factory=DemosDatasetConfig)
+    episodes_per_task: int = 40
+    init_states: tuple[int, int] = (0, 40)
+    seed: int = 0
+    noise_share: float = 1 / 3
+    noise_std: float = 0.15
+    speed: float = 1.0
+    n_workers: int = 2
+
+    def __post_init__(self) -> None:
+        """Reject what cannot be recorded."""
+        if self.episodes_per_task < 1:
+            raise ValueError(f"`episodes_per_task` should be at least 1, got {self.episodes_per_task}.")
+        if not 0 <= self.noise_share <= 1 or self.noise_std < 0:
+            raise ValueError(
+                "`noise_share` should be in [0, 1] and `noise_std` not negative, "
+                f"got {self.noise_share} and {self.noise_std}."
+            )
+        if self.speed <= 0:
+            raise ValueError(f"`speed` should be a positive factor, got {self.speed}.")
+        if self.n_workers < 1:
+            raise ValueError(f"`n_workers` should be at least 1 process, got {self.n_workers}.")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One episode to record.
+
+    Attributes:
+        start: Where it begins.
+        noisy: Whether noise is added to what is executed.
+        directory: Where its dataset will be, if it succeeds.
+    """
+
+    start: Start
+    noisy: bool
+    directory: Path
+
+    @property
+    def failed(self) -> Path:
+        """Exists if the expert failed."""
+        return self.directory.with_suffix(".failed")
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.directory.exists() or self.failed.exists()
+
+
+def attempts(config: DemosConfig, directory: Path) -> list[Attempt]:
+    """All attempts, in the order of the dataset's episodes.
+
+    Raises:
+        ValueError: If a task does not exist, the expert cannot do it, or it lacks an initial state.
+    """
+    tasks = selected_tasks(config.env)
+    require_solvable(tasks)
+    require_init_states(tasks, config.init_states)
+    first, end = config.init_states
+    found = []
+    for suite, task_id in tasks:
+        for index in range(config.episodes_per_task):
+            rounds, offset = divmod(index, end - first)
+            start = Start(suite, task_id, first + offset, config.seed + rounds)
+            # Spread evenly, so that any part of the attempts has its share.
+            noisy = int((index + 1) * config.noise_share) > int(index * config.noise_share)
+            found.append(Attempt(start, noisy, directory / f"{suite}-{task_id:02d}-{index:05d}"))
+    return found
+
+
+def record(config: DemosConfig) -> Path:
+    """Record the demonstrations, or go on where a stopped run with the same settings was.
+
+    Returns:
+        The directory of the dataset.
+
+    Raises:
+        ValueError: If a task cannot be done, or every attempt failed.
+        FileExistsError: If the directory holds something else, or a run with other settings.
+        OSError: If it cannot be written.
+    """
+    root = config.dataset.directory
+    partial = root.with_name(f"{root.name}.partial")
+    planned = attempts(config, partial / "episodes")
+    require_gl()
+    if root.exists():
+        _require_same_settings(config, root, SUMMARY)
+        shutil.rmtree(partial, ignore_errors=True)
+        return root
+    _prepare(config, partial)
+    _run(config, planned)
+    kept = [attempt.directory for attempt in planned if attempt.directory.exists()]
+    if not kept:
+        raise ValueError(f"All {len(planned)} attempts failed; try --noise_share=0 or a lower --speed.")
+    joined = partial / "dataset"
+    shutil.rmtree(joined, ignore_errors=True)
+    name = config.dataset.repo_id
+    # Appending images to one file would rewrite it for every episode.
+    aggregate_datasets(
+        [name] * len(kept), name, roots=kept, aggr_root=joined, concatenate_data=config.dataset.video
+    )
+    summary = {"settings": _settings(config), "tasks": _count(planned)}
+    (joined / SUMMARY).write_text(json.dumps(summary, indent=2))
+    joined.rename(root)
+    shutil.rmtree(partial)
+    return root
+
+
+def _settings(config: DemosConfig) -> dict[str, Any]:
+    """What the dataset's content depends on, by flag."""
+
+    def flags(settings: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in settings.items():
+            if isinstance(value, dict):
+                yield from flags(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    settings = dict(flags(json.loads(json.dumps(draccus.encode(config))), "--"))
+    return {flag: value for flag, value in settings.items() if flag not in ("--n_workers", "--dataset.root")}
+
+
+def _require_same_settings(config: DemosConfig, directory: Path, file: Path) -> None:
+    """Reject a directory that another command made.
+
+    Raises:
+        FileExistsError: If it did; the message says in what the settings differ.
+    """
+    if not (directory / file).is_file():
+        raise FileExistsError(
+            f"{directory} exists and is not a dataset of `smoothvla demos`; choose another --dataset.root."
+        )
+    before, now = json.loads((directory / file).read_text())["settings"], _settings(config)
+    if different := sorted(flag for flag in {*before, *now} if before.get(flag) != now.get(flag)):
+        listed = ", ".join(f"{flag}={before.get(flag)} there, {now.get(flag)} here" for flag in different)
+        raise FileExistsError(
+            f"{directory} was recorded with other settings ({listed}); choose another --dataset.root, "
+            "or delete it."
+        )
+
+
+def _prepare(config: DemosConfig, partial: Path) -> None:
+    """Make the directory of the unfinished dataset, or check that it is of the same command."""
+    file = Path("settings.json")
+    if partial.exists():
+        _require_same_settings(config, partial, file)
+        return
+    try:
+        (partial / "episodes").mkdir(parents=True)
+        (partial / file).write_text(json.dumps({"settings": _settings(config)}))
+    except OSError as error:
+        raise OSError(
+            f"The dataset cannot be written to {partial.parent} ({error.strerror}); "
+            "choose another --dataset.root."
+        ) from error
+
+
+def _count(planned: Sequence[Attempt]) -> dict[str, dict[str, Any]]:
+    """Attempts, those kept, and the initial states of the failures, by task."""
+    counts: dict[str, dict[str, Any]] = {}
+    for attempt in planned:
+        start = attempt.start
+        count = counts.setdefault(
+            f"{start.suite}/{start.task_id}", {"attempts": 0, "kept": 0, "failed_init_states": []}
+        )
+        count["attempts"] += 1
+        if attempt.directory.exists():
+            count["kept"] += 1
+        else:
+            count["failed_init_states"].append(start.init_state)
+    return counts
+
+
+def _run(config: DemosConfig, planned: Sequence[Attempt]) -> None:
+    """Let the worker processes make what is missing."""
+    missing = [attempt for attempt in planned if not attempt.finished]
+    os.environ.update(_WORKER_ENVIRONMENT)
+    with (
+        ProcessPoolExecutor(config.n_workers, mp.get_context("spawn"), _end_with_parent) as pool,
+        tqdm(total=len(planned), initial=len(planned) - len(missing), unit="episode") as progress,
+    ):
+        futures = [pool.submit(_record_attempt, config, attempt) for attempt in missing]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                failures = sum(attempt.failed.exists() for attempt in planned)
+                progress.set_postfix(failed=failures, refresh=False)
+                progress.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _end_with_parent() -> None:
+    """A killed parent leaves no worker behind, which would wait for work for ever."""
+    parent = mp.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+_simulators: Simulators | None = None
+"""Of this worker process, which keeps the simulator from one attempt to the next."""
+
+
+def _record_attempt(config: DemosConfig, attempt: Attempt) -> None:
+    """Run the expert once and keep the episode if it succeeds."""
+    global _simulators
+    assert isinstance(config.env, LiberoEnvConfig)
+    # One at a time, as attempts come by task.
+    _simulators = _simulators or Simulators(config.env, limit=1)
+    draft = attempt.directory.with_suffix(".draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    if _record_episode(config, attempt, draft):
+        draft.rename(attempt.directory)
+    else:
+        shutil.rmtree(draft)
+        attempt.failed.touch()
+
+
+def _record_episode(config: DemosConfig, attempt: Attempt, directory: Path) -> bool:
+    """Record one episode, whatever its outcome, as a dataset in `directory`.
+
+    Rendering every step of an attempt that fails in the end is cheaper than a rehearsal without cameras, as
+    the expert fails in less than one attempt out of ten and the rehearsal takes a tenth of the time.
+
+    Returns:
+        Whether the task was solved.
+    """
+    assert _simulators is not None
+    start = attempt.start
+    env = _simulators.get(start.suite, start.task_id)
+    generator = np.random.default_rng((start.seed, start.task_id, start.init_state))
+    observation = env.reset_to(start)
+    expert = PickAndPlace(env, config.speed)
+    dataset = _create_dataset(config.dataset, observation, directory)
+    noise = np.zeros(3)
+    while True:
+        action = expert.act()
+        frame = {key: _channels_last(value.numpy()) for key, value in observation.items()}
+        dataset.add_frame({**frame, "action": action.astype(np.float32), "task": env.task_description})
+        noise = _NOISE_MEMORY * noise + np.sqrt(1 - _NOISE_MEMORY**2) * generator.standard_normal(3)
+        if attempt.noisy:
+            # In proportion to speed, as in people (Harris & Wolpert, Nature 394, 1998): grasps stay exact.
+            action[:3] += config.noise_std * expert.pace * noise
+        outcome = env.step_chunk(np.clip(action, -1.0, 1.0)[None])
+        if outcome.done:
+            break
+        observation = outcome.observation
+    dataset.save_episode()
+    dataset.finalize()
+    return outcome.success
+
+
+def _channels_last(value: np.ndarray) -> np.ndarray:
+    """An image (3, h, w) as datasets store it, (h, w, 3); anything else as it is."""
+    return value.transpose(1, 2, 0) if value.ndim == 3 else value
+
+
+def _create_dataset(
+    config: DemosDatasetConfig, observation: dict[str, Any], directory: Path
+) -> LeRobotDataset:
+    """An empty dataset with the features of the Hub's LIBERO datasets."""
+    features: dict[str, dict[str, Any]] = {
+        key: {
+            "dtype": "video" if config.video else "image",
+            "shape": (*value.shape[1:], 3),
+            "names": ["height", "width", "channel"],
+        }
+        for key, value in observation.items()
+        if value.ndim == 3
+    }
+    for key, motors in {"observation.state": [*_MOTORS, "gripper"], "action": _MOTORS}.items():
+        features[key] = {"dtype": "float32", "shape": (len(motors),), "names": {"motors": motors}}
+    return LeRobotDataset.create(
+        config.repo_id,
+        FPS,
+        features,
+        root=directory,
+        robot_type="panda",
+        use_videos=config.video,
+        rgb_encoder=config.rgb_encoder,
+        streaming_encoding=config.video,
+        encoder_queue_maxsize=_LONGER_THAN_ANY_EPISODE,
+        encoder_threads=1,
+    )

@@ -1,0 +1,235 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
+from lerobot.envs.configs import PushtEnv
+
+from lerobot_smoothvla.demos.record import FPS, SUMMARY, DemosConfig, DemosDatasetConfig, attempts, record
+from lerobot_smoothvla.episode import Start
+
+TASK = Start("libero_object", 5, 0, 0)
+FLAGS = [
+    "--env.type=libero",
+    "--env.task=libero_object",
+    "--env.task_ids=[5]",
+    "--env.observation_height=64",
+    "--env.observation_width=64",
+    "--dataset.repo_id=local/demos",
+    "--episodes_per_task=2",
+    "--noise_share=0.5",
+]
+
+
+def a_config(root: Path, **changes) -> DemosConfig:
+    env = LiberoEnvConfig(task="libero_object", task_ids=[5], observation_height=64, observation_width=64)
+    dataset = DemosDatasetConfig(repo_id="local/demos", root=root)
+    return replace(
+        DemosConfig(env=env, dataset=dataset, episodes_per_task=2, noise_share=0.5, n_workers=1), **changes
+    )
+
+
+def start_command(root: Path, n_workers: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "lerobot_smoothvla.cli.main", "demos", *FLAGS]
+    return subprocess.Popen(
+        [*command, f"--dataset.root={root}", f"--n_workers={n_workers}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def children(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:1]
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record(a_config(tmp_path_factory.mktemp("demos") / "serial"))
+
+
+def test_the_keys_shapes_and_conventions_are_those_of_the_hub(uninterrupted):
+    dataset = LeRobotDataset("local/demos", root=uninterrupted)
+    info = dataset.meta.info
+    assert (dataset.fps, info.robot_type, info.codebase_version) == (FPS, "panda", "v3.0")
+    for camera in ("observation.images.image", "observation.images.image2"):
+        feature = dataset.features[camera]
+        assert (feature["dtype"], tuple(feature["shape"])) == ("video", (64, 64, 3))
+        assert feature["names"] == ["height", "width", "channel"]
+    assert [tuple(dataset.features[key]["shape"]) for key in ("observation.state", "action")] == [(8,), (7,)]
+    assert dataset[0]["task"] == "pick up the tomato sauce and place it in the basket"
+    assert dataset.num_episodes == 2
+    assert all(80 <= length <= 160 for length in dataset.meta.episodes["length"])
+
+
+def test_frames_are_what_a_policy_sees_in_the_environment(uninterrupted):
+    from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv
+
+    env = ChunkedLiberoEnv(a_config(uninterrupted).env, TASK.suite, TASK.task_id)
+    seen = env.reset_to(TASK)
+    dataset = LeRobotDataset("local/demos", root=uninterrupted)
+    for index in range(2):
+        frame = dataset[index]
+        torch.testing.assert_close(frame["observation.state"], seen["observation.state"], rtol=0, atol=0)
+        for camera in ("observation.images.image", "observation.images.image2"):
+            # Videos lose a little; an image that was not turned by 180 degrees is off by far more.
+            assert (frame[camera] - seen[camera] / 255).abs().mean() < 0.02
+        seen = env.step_chunk(frame["action"].numpy()[None]).observation
+    env.close()
+
+
+def test_actions_are_in_range_and_grasp_and_release(uninterrupted):
+    actions = np.array(LeRobotDataset("local/demos", root=uninterrupted).hf_dataset["action"])
+    assert np.abs(actions).max() <= 1.0
+    assert set(actions[:, 6]) == {-1.0, 1.0}
+
+
+def test_the_summary_counts_what_was_kept_by_task(uninterrupted):
+    summary = json.loads((uninterrupted / SUMMARY).read_text())
+    assert summary["tasks"] == {"libero_object/5": {"attempts": 2, "kept": 2, "failed_init_states": []}}
+
+
+def test_the_same_command_again_leaves_a_finished_dataset_as_it_is(uninterrupted):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    assert record(a_config(uninterrupted)) == uninterrupted
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
+
+
+def test_a_finished_dataset_of_other_settings_is_not_overwritten(uninterrupted):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    with pytest.raises(FileExistsError, match=r"--episodes_per_task=2 there, 3 here"):
+        record(a_config(uninterrupted, episodes_per_task=3))
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
+
+
+@pytest.mark.timeout(1200)
+def test_killed_and_started_again_with_more_processes_it_is_the_dataset_of_an_uninterrupted_run(
+    uninterrupted, tmp_path
+):
+    root = tmp_path / "killed"
+    episodes = tmp_path / "killed.partial" / "episodes"
+    first = start_command(root, n_workers=1)
+    wait_for(lambda: any(not path.suffix for path in episodes.glob("*")), seconds=600)
+    workers = children(first.pid)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    wait_for(lambda: not any(is_running(worker) for worker in workers), seconds=10)
+    assert not root.exists()
+
+    second = start_command(root, n_workers=2)
+    output, _ = second.communicate()
+    assert second.returncode == 0, output
+    assert re.search(r"50%.*1/2 ", output), "the finished episode was recorded again"
+    assert "kept 2 of 2 episodes" in output
+    assert not episodes.exists()
+
+    resumed, whole = (LeRobotDataset("local/demos", root=path) for path in (root, uninterrupted))
+    assert len(resumed) == len(whole)
+    for column in ("observation.state", "action", "episode_index", "timestamp"):
+        np.testing.assert_array_equal(resumed.hf_dataset[column], whole.hf_dataset[column])
+    for index in (0, len(whole) // 2, len(whole) - 1):
+        for camera in ("observation.images.image", "observation.images.image2"):
+            assert torch.equal(resumed[index][camera], whole[index][camera])
+
+
+def test_attempts_take_the_init_states_in_turn_then_the_next_seed_and_spread_the_noise():
+    env = LiberoEnvConfig(task="libero_object,libero_spatial", task_ids=[0, 2])
+    config = DemosConfig(env=env, episodes_per_task=5, init_states=(10, 13), seed=7, noise_share=0.4)
+    planned = attempts(config, Path("episodes"))
+    assert [(a.start.suite, a.start.task_id) for a in planned[::5]] == [
+        ("libero_object", 0),
+        ("libero_object", 2),
+        ("libero_spatial", 0),
+        ("libero_spatial", 2),
+    ]
+    assert [(a.start.init_state, a.start.seed) for a in planned[:5]] == [
+        (10, 7),
+        (11, 7),
+        (12, 7),
+        (10, 8),
+        (11, 8),
+    ]
+    assert [a.noisy for a in planned[:5]] == [False, False, True, False, True]
+    assert [a.directory.name for a in planned] == sorted(a.directory.name for a in planned)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (LiberoEnvConfig(task="libero_soup"), "no LIBERO suite 'libero_soup'.*libero_object"),
+        (LiberoEnvConfig(task="libero_object", task_ids=[10]), r"tasks 0 to 9.*\[10\]"),
+        (LiberoEnvConfig(task="libero_spatial", task_ids=[4]), "cannot do libero_spatial task 4.*can do"),
+        (LiberoEnvConfig(task="libero_10", task_ids=[0]), "cannot do libero_10 task 0.*can do"),
+        (PushtEnv(), "should be LIBERO.*got 'pusht'"),
+    ],
+)
+def test_tasks_that_cannot_be_recorded_are_refused_and_nothing_is_written(env, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        record(a_config(tmp_path / "dataset", env=env))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"episodes_per_task": 0}, "at least 1, got 0"),
+        ({"noise_share": 1.5}, "in \\[0, 1\\].*got 1.5"),
+        ({"noise_std": -0.1}, "not negative.*-0.1"),
+        ({"speed": 0.0}, "positive factor, got 0"),
+        ({"n_workers": 0}, "at least 1 process, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_at_once(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        a_config(tmp_path / "dataset", **changes)
+
+
+def test_init_states_that_a_task_does_not_have_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="0 <= first < end <= 50"):
+        record(a_config(tmp_path / "dataset", init_states=(40, 51)))
+
+
+def test_a_directory_of_somebody_else_is_not_touched(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(FileExistsError, match="exists and is not a dataset of `smoothvla demos`"):
+        record(a_config(tmp_path / "mine"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
+
+
+def test_a_stopped_run_of_other_settings_is_not_gone_on_with(tmp_path):
+    from lerobot_smoothvla.demos.record import _prepare
+
+    _prepare(a_config(tmp_path / "dataset"), tmp_path / "dataset.partial")
+    with pytest.raises(FileExistsError, match=r"--noise_std=0.15 there, 0.2 here"):
+        record(a_config(tmp_path / "dataset", noise_std=0.2))
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_a_simulator_starts(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written to.*choose another --dataset.root"):
+        record(a_config(tmp_path / "file" / "dataset"))
