@@ -42,12 +42,12 @@ class DemoConfig:
 
     output_dir: Path = Path("outputs/demo")
     task: str = "libero_object"
-    task_ids: list[int] = field(default_factory=lambda: [0, 1])
+    task_ids: list[int] = field(default_factory=lambda: [0])
     image_size: int = 128
-    demonstrations: int = 25
-    sft_steps: int = 1200
+    demonstrations: int = 24
+    sft_steps: int = 900
     sft_batch_size: int = 32
-    grpo_steps: int = 8
+    grpo_steps: int = 6
     n_groups: int = 4
     group_size: int = 8
     eval_episodes: int = 20

@@ -2,12 +2,10 @@
 
 import json
 
-from lerobot.configs import parser
-
+from lerobot_smoothvla.cli.parsing import parse
 from lerobot_smoothvla.demos.record import SUMMARY, DemosConfig, record
 
 
-@parser.wrap()
 def run(config: DemosConfig) -> None:
     """Record, and say what was kept."""
     root = record(config)
@@ -21,4 +19,4 @@ def run(config: DemosConfig) -> None:
 
 def main() -> None:
     """Entry of `smoothvla demos`."""
-    run()
+    run(parse(DemosConfig))
