@@ -133,8 +133,7 @@ class ChunkedLiberoEnv(LiberoEnv):
             # Not `set_sensor`: that takes a trial reading, which would render.
             observables[name]._sensor = self._camera_sensors[name] if on else self._closed_eye
         if on:
-            # Robosuite renders in the context that happens to be current: that of the simulator built last.
-            self._gl.gl_ctx.make_current()
+            self._enter_gl_context()
         self._rendering = on
 
     def _ensure_env(self) -> None:
@@ -147,20 +146,17 @@ class ChunkedLiberoEnv(LiberoEnv):
         for name in observables.keys() - {*_STATE_OBSERVABLES, *self.camera_name}:
             del observables[name]
         self._camera_sensors = {name: observables[name]._sensor for name in self.camera_name}
-        self._gl = simulator.sim._render_context_offscreen
         _share_forward_pass(simulator)
 
     def close(self) -> None:
-        """Free the simulator, and its OpenGL objects in their own context.
-
-        Left to the garbage collector these would be freed by number in the context that is current then, and
-        another simulator of this process would lose its own.
-        """
+        """Free the simulator, and its OpenGL objects in their own context, not another simulator's."""
         if self._env is not None:
-            self._gl.gl_ctx.make_current()
-            self._gl.con.free()
-            self._gl.gl_ctx.free()
+            self._enter_gl_context()
         super().close()
+
+    def _enter_gl_context(self) -> None:
+        """Robosuite renders and frees in whichever context is current: that of the simulator built last."""
+        self._env.sim._render_context_offscreen.gl_ctx.make_current()
 
     @contextmanager
     def _delta_control(self) -> Iterator[None]:

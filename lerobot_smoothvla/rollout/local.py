@@ -6,6 +6,7 @@ The serial worker is the oracle: the processes give the same episodes, bit by bi
 import multiprocessing as mp
 import os
 import pickle
+import signal
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -34,7 +35,7 @@ class Simulators:
 
     Attributes:
         config: LeRobot's environment config.
-        limit: Simulators kept at once; one takes about 1 GiB (docs/performance.md).
+        limit: Simulators kept at once; a worker process with one takes about 2.6 GB.
     """
 
     config: LiberoEnvConfig
@@ -90,9 +91,14 @@ class SerialWorker:
         self._request = request
 
     def collect(self) -> Episode:
-        """Run the submitted request."""
+        """Run the submitted request, on one thread as the processes do: more could change the last bits."""
         assert self._request is not None
-        return rollout(self._simulators, self._actor, self._request)
+        n_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return rollout(self._simulators, self._actor, self._request)
+        finally:
+            torch.set_num_threads(n_threads)
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
         """Copy the weights, unless the policy is the actor's own."""
@@ -127,8 +133,13 @@ class ProcessWorker:
         child.close()
 
     def submit(self, request: RolloutRequest) -> None:
-        """Send the request."""
-        self.connection.send(request)
+        """Send the request.
+
+        Raises:
+            RuntimeError: If the worker died.
+        """
+        with self._death_reported():
+            _send(self.connection, request)
 
     def collect(self) -> Episode:
         """Wait for the episode.
@@ -136,21 +147,16 @@ class ProcessWorker:
         Raises:
             RuntimeError: If the rollout failed in the worker, or the worker died.
         """
-        try:
-            episode, error = pickle.loads(self.connection.recv_bytes())
-        except EOFError:
-            self._process.join(5)
-            raise RuntimeError(
-                f"A rollout worker died (exit code {self._process.exitcode}); with -9 it was probably killed "
-                "for memory: use fewer workers (--n_workers)."
-            ) from None
+        with self._death_reported():
+            episode, error = self.connection.recv()
         if error is not None:
             raise RuntimeError(f"A rollout failed in its worker process:\n{error}")
         return episode
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
         """Tell the process to read the shared weights, which the caller has updated."""
-        self.connection.send("load_weights")
+        with self._death_reported():
+            _send(self.connection, "load_weights")
 
     def close(self) -> None:
         """End the process."""
@@ -158,6 +164,18 @@ class ProcessWorker:
         self._process.join(10)
         if self._process.is_alive():
             self._process.kill()
+
+    @contextmanager
+    def _death_reported(self) -> Iterator[None]:
+        """A broken connection means that the process is gone."""
+        try:
+            yield
+        except (EOFError, OSError):
+            self._process.join(5)
+            raise RuntimeError(
+                f"A rollout worker died (exit code {self._process.exitcode}). With 1 its own error stands "
+                "above; with -9 it was probably killed for memory: use fewer workers (--n_workers)."
+            ) from None
 
 
 def _serve(
@@ -167,6 +185,8 @@ def _serve(
     weights: dict[str, Tensor],
 ) -> None:
     """What a worker process does until its connection is closed."""
+    # Ctrl-C reaches the whole process group; the parent decides what ends when.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     simulators = Simulators(env_config)
     actor = make_actor(policy_config)
@@ -174,7 +194,7 @@ def _serve(
     while True:
         try:
             request = connection.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             simulators.close()
             return
         if request == "load_weights":
@@ -184,8 +204,15 @@ def _serve(
             answer: tuple[Episode | None, str | None] = (rollout(simulators, actor, request), None)
         except Exception:
             answer = (None, traceback.format_exc())
-        # `Connection.send` would pass tensors as file descriptors, of which a long run has too few.
-        connection.send_bytes(pickle.dumps(answer))
+        _send(connection, answer)
+
+
+def _send(connection: Connection, message: Any) -> None:
+    """As `connection.send`, but by value: that passes tensors as file descriptors, too few for a long run.
+
+    And where the connection is broken, CPython 3.12 can crash when it collects what `send` left behind.
+    """
+    connection.send_bytes(pickle.dumps(message))
 
 
 def make_actor(config: PreTrainedConfig, policy: PreTrainedPolicy | None = None) -> Actor:
@@ -220,6 +247,12 @@ class ProcessEngine(RolloutEngine[ProcessWorker]):
             self._shared[key].copy_(value)
         super().load_weights(policy)
 
+    def close(self) -> None:
+        """End all processes, at the same time."""
+        for worker in self._workers:
+            worker.connection.close()
+        super().close()
+
 
 def make_engine(env_config: LiberoEnvConfig, actor: Actor, n_workers: int) -> RolloutEngine[Any]:
     """An engine with `n_workers` processes, or with the serial worker in this process for 0."""
@@ -239,9 +272,11 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
     """Set environment variables for the processes that are started meanwhile."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    yield
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

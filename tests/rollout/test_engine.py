@@ -1,0 +1,182 @@
+"""The serial worker is the oracle of the processes; everything runs on the real simulator."""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
+from lerobot.policies import make_pre_post_processors
+
+from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+from lerobot_smoothvla.episode import Episode, Start
+from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio
+from lerobot_smoothvla.flow.sampling import OdeSampler
+from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
+from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest
+from lerobot_smoothvla.rollout.local import ProcessEngine, SerialWorker, make_actor, make_engine
+
+PRESET = Path(__file__).parents[2] / "configs" / "policy" / "smoothvla_tiny.yaml"
+CHUNK, HORIZON = 4, 10
+A = Start("libero_object", task_id=0, init_state=3, seed=7)
+B = Start("libero_object", task_id=0, init_state=5, seed=1)
+ODE, SDE = OdeSampler(), FlowSDERatio(level=0.3)
+REQUESTS = [
+    RolloutRequest(A, 0, ODE),
+    RolloutRequest(A, 1, ODE),
+    RolloutRequest(B, 0, SDE),
+    RolloutRequest(B, 2, FlowMatchingRatio(n_pairs=2)),
+]
+
+
+@pytest.fixture(scope="module")
+def env_config() -> LiberoEnvConfig:
+    return LiberoEnvConfig(
+        task="libero_object", observation_height=64, observation_width=64, episode_length=HORIZON
+    )
+
+
+@pytest.fixture(scope="module")
+def actor(tmp_path_factory: pytest.TempPathFactory) -> Actor:
+    """The tiny policy with random weights; its checkpoint holds the processors, which workers load."""
+    torch.manual_seed(0)
+    checkpoint = tmp_path_factory.mktemp("policy")
+    image = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
+    settings = yaml.safe_load(PRESET.read_text()) | {"n_action_steps": CHUNK, "device": "cpu"}
+    settings.pop("type")
+    config = SmoothVLAConfig(
+        **settings,
+        input_features={
+            "observation.images.image": image,
+            "observation.images.image2": image,
+            "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
+    )
+    stats = {"action": {"mean": torch.zeros(7), "std": torch.full((7,), 0.3)}}
+    for processor in make_pre_post_processors(config, dataset_stats=stats):
+        processor.save_pretrained(checkpoint)
+    config.pretrained_path = checkpoint
+    return make_actor(config, SmoothVLAPolicy(config))
+
+
+@pytest.fixture(scope="module")
+def serial(env_config: LiberoEnvConfig, actor: Actor) -> Iterator[RolloutEngine[Any]]:
+    engine = make_engine(env_config, actor, n_workers=0)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def processes(env_config: LiberoEnvConfig, actor: Actor) -> Iterator[RolloutEngine[Any]]:
+    engine = make_engine(env_config, actor, n_workers=2)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def episodes(serial: RolloutEngine[Any]) -> list[Episode]:
+    return serial.run(REQUESTS)
+
+
+def assert_same(episode: Episode, expected: Episode) -> None:
+    for field in fields(Episode):
+        value, reference = getattr(episode, field.name), getattr(expected, field.name)
+        values = value.values() if isinstance(value, dict) else [value]
+        references = reference.values() if isinstance(reference, dict) else [reference]
+        for x, y in zip(values, references, strict=True):
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, field.name
+
+
+def test_processes_give_the_episodes_of_the_serial_worker_bit_by_bit(
+    processes: RolloutEngine[Any], episodes: list[Episode], tmp_path: Path
+) -> None:
+    """Whichever worker ran them and whatever it ran before, and also while a video is recorded."""
+    video = tmp_path / "videos" / "first.mp4"
+    completed = []
+    answers = processes.run(
+        [replace(REQUESTS[0], video=video), *REQUESTS[1:]], lambda index, _: completed.append(index)
+    )
+    assert sorted(completed) == [0, 1, 2, 3]
+    for answer, expected in zip(answers, episodes, strict=True):
+        assert_same(answer, expected)
+    assert video.stat().st_size > 0
+
+
+def test_episodes_come_in_the_order_of_the_requests_not_of_completion(
+    env_config: LiberoEnvConfig, actor: Actor, episodes: list[Episode]
+) -> None:
+    workers = [SerialWorker(env_config, actor), SerialWorker(env_config, actor)]
+    workers[1]._simulators = workers[0]._simulators
+    last_first = RolloutEngine(workers, lambda busy: list(busy)[-1:])
+    completed: list[int] = []
+    answers = last_first.run(REQUESTS[1:], lambda index, _: completed.append(index))
+    last_first.close()
+    assert completed == [1, 2, 0]
+    for answer, expected in zip(answers, episodes[1:], strict=True):
+        assert_same(answer, expected)
+
+
+def test_rollouts_of_one_start_share_the_first_observation_and_differ_in_noise(
+    episodes: list[Episode],
+) -> None:
+    first, second = episodes[:2]
+    for key, value in first.observations.items():
+        assert torch.equal(value[0], second.observations[key][0])
+    assert torch.equal(first.positions[0], second.positions[0])
+    assert not torch.equal(first.chunks[0], second.chunks[0])
+    assert not torch.equal(first.positions[-1], second.positions[-1])
+
+
+def test_an_episode_holds_one_row_a_policy_call_and_one_action_a_control_step(
+    actor: Actor, episodes: list[Episode]
+) -> None:
+    for episode in episodes:
+        assert episode.executed.tolist() == [4, 4, 2]
+        assert (episode.n_steps, episode.max_steps, episode.success) == (HORIZON, HORIZON, False)
+        assert episode.positions.shape == (HORIZON + 1, 3)
+        assert episode.dt == 0.05
+        assert episode.instruction == "pick up the alphabet soup and place it in the basket"
+        rows = [*episode.observations.values(), *episode.record.values(), episode.chunks]
+        assert all(len(row) == 3 for row in rows)
+        sent = torch.cat([actor.env_actions(episode.chunks)[i, :n] for i, n in enumerate([4, 4, 2])])
+        assert torch.equal(episode.actions, sent)
+    assert set(episodes[2].record) == {"x", "x_next", "step", "log_prob"}
+
+
+def test_workers_act_with_the_weights_they_were_given_last(
+    processes: RolloutEngine[Any], serial: RolloutEngine[Any], actor: Actor, episodes: list[Episode]
+) -> None:
+    before = {name: value.clone() for name, value in actor.policy.state_dict().items()}
+    with torch.no_grad():
+        actor.policy.model.action_out_proj.weight.mul_(-1)
+    processes.load_weights(actor.policy)
+    serial.load_weights(actor.policy)
+    answer, expected = processes.run(REQUESTS[:1])[0], serial.run(REQUESTS[:1])[0]
+    assert_same(answer, expected)
+    assert not torch.equal(answer.chunks, episodes[0].chunks)
+    actor.policy.load_state_dict(before)
+    processes.load_weights(actor.policy)
+    assert_same(processes.run(REQUESTS[:2])[1], episodes[1])
+
+
+def test_a_failed_rollout_is_reported_with_its_reason_and_leaves_the_worker_usable(
+    processes: RolloutEngine[Any], episodes: list[Episode]
+) -> None:
+    with pytest.raises(RuntimeError, match=r"Initial state should be in \[0, 49\].*got 99"):
+        processes.run([RolloutRequest(replace(A, init_state=99), 0, ODE)])
+    assert_same(processes.run(REQUESTS[:1])[0], episodes[0])
+
+
+def test_a_killed_worker_is_reported(env_config: LiberoEnvConfig, actor: Actor) -> None:
+    engine = ProcessEngine(env_config, actor.policy, n_workers=1)
+    engine._workers[0]._process.kill()
+    with pytest.raises(RuntimeError, match=r"worker died \(exit code -9\).*use fewer workers"):
+        engine.run(REQUESTS)
+    with pytest.raises(RuntimeError, match="worker died"):
+        engine.load_weights(actor.policy)
+    engine.close()
