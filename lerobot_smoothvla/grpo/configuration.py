@@ -57,12 +57,12 @@ class GRPOConfig(RLAlgorithmConfig):
     epochs: int = 1
     minibatch_size: int = 128
     microbatch_size: int = 64
-    lr: float = 2e-5
+    lr: float = 5e-6
     grad_clip_norm: float = 1.0
     clip_low: float | None = None
     clip_high: float | None = None
     negative: NegativeSide = "quadratic"
-    negative_weight: float = 0.5
+    negative_weight: float = 0.25
     kl_weight: float = 0.0
     advantage: AdvantageMode = "separate"
     std_floor: float = 0.1
