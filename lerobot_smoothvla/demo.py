@@ -47,7 +47,7 @@ class DemoConfig:
     demonstrations: int = 24
     sft_steps: int = 900
     sft_batch_size: int = 32
-    grpo_steps: int = 6
+    grpo_steps: int = 4
     n_groups: int = 4
     group_size: int = 8
     eval_episodes: int = 20
