@@ -1,7 +1,6 @@
 """Named presets: the YAML files under `configs/`, addressed as GROUP=NAME (`policy=smoothvla`)."""
 
 import difflib
-import json
 from pathlib import Path
 
 import yaml
@@ -44,7 +43,9 @@ def preset_flags(group: str, name: str) -> list[str]:
         ValueError: If there is no such preset.
     """
     settings: dict[str, object] = yaml.safe_load(preset_path(group, name).read_text(encoding="utf-8"))
-    return [
-        f"--{group}.{key}={value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in settings.items()
-    ]
+    return [f"--{group}.{key}={_as_text(value)}" for key, value in settings.items()]
+
+
+def _as_text(value: object) -> str:
+    """A value as YAML reads it back: not JSON's `2e-05`, which is a string to YAML."""
+    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
