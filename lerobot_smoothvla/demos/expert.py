@@ -36,9 +36,11 @@ RIM = 0.005
 """How far inside an object's outline its rim is held, m."""
 FINGER_DEPTH = 0.03
 """How far the finger pads reach below an object's top, m."""
+SHALLOWER = 0.005
+"""How much less they may reach below a rim, m."""
 PAD_HEIGHT = 0.008
 """Least height of the grasp over what the object stands on, m: half of the finger pads' height."""
-GRIPPER = ((np.array([0.04, 0.11]), 0.03), (np.array([0.02, 0.055]), -0.01))
+GRIPPER = ((np.array([0.04, 0.11]), 0.03), (np.array([0.02, 0.055]), -0.006))
 """Outline of the open gripper around the grasp, hand and fingers: half widths along x and y, underside, m."""
 CLEARANCE = 0.02
 """What a carried object passes over its target with, m."""
@@ -123,12 +125,13 @@ class Extent:
         """(3,) points where the fingers may close, m, the best first.
 
         Around the middle, or off the middle along the item, which the fingers leave free; around one of two
-        rims if the item is too wide for them.
+        rims, deep or, over a low neighbour, shallow, if the item is too wide for them.
         """
         x, y, _ = (self.low + self.high) / 2
         z = max(self.high[2] - FINGER_DEPTH, self.low[2] + PAD_HEIGHT)
         if self.high[1] - self.low[1] > FINGER_SPAN:
-            return [np.array([x, self.high[1] - RIM, z]), np.array([x, self.low[1] + RIM, z])]
+            rims = (self.high[1] - RIM, self.low[1] + RIM)
+            return [np.array([x, rim, height]) for rim in rims for height in (z, z + SHALLOWER)]
         reach = max((self.high[0] - self.low[0]) / 2 - PAD_HEIGHT, 0.0)
         slides = [slide for slide in (0.0, 0.01, -0.01, 0.02, -0.02, 0.03, -0.03) if abs(slide) <= reach]
         return [np.array([x + slide, y, z]) for slide in slides]
@@ -230,13 +233,16 @@ class PickAndPlace:
             container = self._extent(target_name)
             target = self._position(target_name)
             release_height = container.high[2]
-        others = [self._extent(name) for name in simulation.objects_dict if name != item_name]
-        grasps = item.grasps()
-        free = [grasp for grasp in grasps if not any(other.blocks(grasp) for other in others)]
+        others = [
+            self._extent(name)
+            for name in (*simulation.objects_dict, *simulation.fixtures_dict)
+            if name != item_name
+        ]
+        grasp = min(item.grasps(), key=lambda grasp: sum(other.blocks(grasp) for other in others))
         return plan(
             self._env.position,
             item,
-            (free or grasps)[0],
+            grasp,
             target[:2] - at[:2],
             release_height,
             container.high[2],
