@@ -44,6 +44,8 @@ GRIPPER = ((np.array([0.04, 0.11]), 0.03), (np.array([0.02, 0.055]), -0.006))
 """Outline of the open gripper around the grasp, hand and fingers: half widths along x and y, underside, m."""
 CLEARANCE = 0.02
 """What a carried object passes over its target with, m."""
+LEAST_LIFT = 0.1
+"""How far an item is lifted at least, m: one held by its rim hangs down on the other side."""
 GRIP_TIME = 0.35
 """What the fingers need to close or open, s, whatever the speed of the arm."""
 MEAN_SPEED = 0.16
@@ -165,7 +167,7 @@ def plan(
     if speed <= 0:
         raise ValueError(f"`speed` should be a positive factor, got {speed}.")
     above = np.array([*grasp[:2], max(item.high[2] + 0.06, grasp[2] + 0.08)])
-    lift = max(rim + CLEARANCE - item.low[2], 0.06)
+    lift = max(rim + CLEARANCE - item.low[2], LEAST_LIFT)
     lower = release_height - item.low[2] - lift
 
     def segment(displacement: Sequence[float] | Array, start: float, after: Segment | None = None) -> Segment:
