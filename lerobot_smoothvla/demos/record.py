@@ -378,6 +378,8 @@ def _create_dataset(
         root=directory,
         robot_type="panda",
         use_videos=config.video,
+        # Nothing is decoded here, and looking for the default prints tracebacks where FFmpeg is missing.
+        video_backend="pyav",
         rgb_encoder=config.rgb_encoder,
         streaming_encoding=config.video,
         encoder_queue_maxsize=_LONGER_THAN_ANY_EPISODE,
