@@ -1,6 +1,7 @@
 """The demo's stages are commands that their programs take, run once, and are summed up."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -142,3 +143,34 @@ def test_what_was_not_measured_is_null_in_the_summary(eval_info):
     eval_info["policy"]["overall"]["terms"]["ldlj"] = None
     assert summarise(eval_info, {})["grpo"]["ldlj"] is None
     assert summarise(eval_info, {})["grpo"]["minutes"] is None
+
+
+def test_the_whole_demo_runs_small_in_real_processes(tmp_path):
+    output = tmp_path / "demo"
+    sizes = {
+        "image_size": 64,
+        "demonstrations": 2,
+        "sft_steps": 2,
+        "sft_batch_size": 4,
+        "grpo_steps": 1,
+        "n_groups": 1,
+        "group_size": 2,
+        "eval_episodes": 2,
+    }
+    flags = [f"--{name}={value}" for name, value in {"output_dir": output, **sizes}.items()]
+    program = Path(sys.executable).parent / "smoothvla"
+    done = subprocess.run([program, "demo", *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+    summary = json.loads((output / "summary.json").read_text())
+    for name in ("sft", "grpo"):
+        low, high = summary[name]["success_rate_interval"]
+        assert 0 <= low <= summary[name]["success_rate"] <= high <= 1
+        assert summary[name]["n_episodes"] == 2 and summary[name]["minutes"] > 0
+        assert {"jerk_rms", "ldlj"} <= summary[name].keys()
+        assert (output / name / LAST / "model.safetensors").is_file()
+    assert set(summary["minutes"]) == {"dataset", "sft", "grpo", "evaluation"}
+    assert json.loads((output / "dataset" / "meta" / "info.json").read_text())["total_episodes"] == 2
+    assert len((output / "grpo" / "metrics.jsonl").read_text().splitlines()) == 1
+    for name in ("policy", "compare"):
+        assert len(list((output / "evaluation" / "videos" / name).rglob("*.mp4"))) == 1
