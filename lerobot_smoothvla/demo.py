@@ -45,9 +45,9 @@ class DemoConfig:
     task_ids: list[int] = field(default_factory=lambda: [0])
     image_size: int = 128
     demonstrations: int = 24
-    sft_steps: int = 900
+    sft_steps: int = 800
     sft_batch_size: int = 32
-    grpo_steps: int = 4
+    grpo_steps: int = 3
     n_groups: int = 4
     group_size: int = 8
     eval_episodes: int = 20
