@@ -1,6 +1,7 @@
 """A command line as its config: LeRobot's parser, whose objections become one paragraph."""
 
 import io
+import logging
 import sys
 from argparse import ArgumentError
 from contextlib import redirect_stderr
@@ -24,6 +25,8 @@ def parse[Config](config_class: type[Config]) -> Config:
         return config
 
     parsed.__annotations__["config"] = config_class
+    # No command decodes videos of a dataset; where torchcodec finds no FFmpeg, LeRobot prints pages about it.
+    logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
     said = io.StringIO()
     try:
         with redirect_stderr(said):

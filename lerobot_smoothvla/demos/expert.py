@@ -24,7 +24,7 @@ SOLVABLE_TASKS: dict[str, tuple[int, ...]] = {
     "libero_object": tuple(range(10)),
     "libero_spatial": (0, 1, 2, 3, 5, 6, 7, 8, 9),
 }
-"""Task ids by suite. Measured on 20 initial states so far: libero_spatial 6 to 9, 20 of 20 each."""
+"""Task ids by suite; docs/performance.md has how many of 20 initial states of each it solves."""
 
 OPEN, CLOSED = -1.0, 1.0
 """Gripper actions."""
