@@ -26,7 +26,7 @@ from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 
 from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
 from lerobot_smoothvla.episode import Start
-from lerobot_smoothvla.flow.sampling import OdeSampler
+from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.rollout.engine import Actor, RolloutRequest, run_episode
 
 
@@ -98,7 +98,7 @@ def main() -> None:
 
     def run(index: int) -> int:
         start = Start(arguments.suite, arguments.task_id, index, SEED + index)
-        return run_episode(env, actor, RolloutRequest(start, index, OdeSampler())).n_steps
+        return run_episode(env, actor, RolloutRequest(start, index, DeployedSampler())).n_steps
 
     run(0)
     stopwatch = Stopwatch()
@@ -110,7 +110,7 @@ def main() -> None:
     stopwatch.watch(ChunkedLiberoEnv, ("reset_to",), "reset")
     stopwatch.watch(ChunkedLiberoEnv, ("to_lerobot",), "observation format and processors")
     stopwatch.watch(Actor, ("model_input", "env_actions"), "observation format and processors")
-    stopwatch.watch(type(actor.policy), ("encode", "velocity"), "policy")
+    stopwatch.watch(type(actor.adapter), ("encode", "velocity"), "policy")
     n_steps = sum(run(1 + index) for index in range(arguments.n_episodes))
     env.close()
     milliseconds = {part: 1e3 * seconds / n_steps for part, seconds in stopwatch.seconds.items()}

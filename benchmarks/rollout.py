@@ -31,7 +31,7 @@ from lerobot.scripts.lerobot_eval import eval_policy
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
 from lerobot_smoothvla.episode import Start
-from lerobot_smoothvla.flow.sampling import OdeSampler
+from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
 from lerobot_smoothvla.rollout.engine import Actor, RolloutRequest
 from lerobot_smoothvla.rollout.local import make_actor, make_engine
@@ -117,7 +117,7 @@ def our_side(
 
     def run() -> int:
         requests = [
-            RolloutRequest(Start(arguments.suite, arguments.task_id, k, SEED + k), k, OdeSampler())
+            RolloutRequest(Start(arguments.suite, arguments.task_id, k, SEED + k), k, DeployedSampler())
             for k in range(arguments.n_processes)
         ]
         return sum(episode.n_steps for episode in engine.run(requests))

@@ -1,59 +1,78 @@
 """From a checkpoint's path to a policy that acts; what does not fit is found before any simulator starts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from draccus.utils import DecodingError, ParsingError
-from huggingface_hub.errors import HFValidationError
-from lerobot.configs import PreTrainedConfig, parser
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from lerobot.configs import NormalizationMode, PreTrainedConfig, parser
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
-from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+from lerobot.policies import PreTrainedPolicy, get_policy_class
+from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from safetensors import SafetensorError
 
-from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
-from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
+from lerobot_smoothvla.flow.adapters import adapter_class
 from lerobot_smoothvla.rollout.engine import Actor
 from lerobot_smoothvla.rollout.local import make_actor
 
 LIBERO_STATE_DIM = 8
 """LeRobot's LIBERO state: position, axis-angle, two gripper joints."""
+_WEIGHTS = "model.safetensors"
+_STATISTICS = {
+    NormalizationMode.MEAN_STD: ("mean", "std"),
+    NormalizationMode.MIN_MAX: ("min", "max"),
+    NormalizationMode.QUANTILES: ("q01", "q99"),
+    NormalizationMode.QUANTILE10: ("q10", "q90"),
+}
 
 
 def load_actor_config(
     path: str | Path, cli_overrides: Sequence[str] = (), env_config: LiberoEnvConfig | None = None
-) -> SmoothVLAConfig:
-    """The config of a checkpoint that can act in LIBERO.
+) -> PreTrainedConfig:
+    """The config of a checkpoint that can act in the environment, of the type that it was saved with.
 
     Args:
         path: A directory with a `config.json`, or a model on the Hub.
-        cli_overrides: As `--n_action_steps=4`; for a stock SmolVLA the exploration settings, too.
+        cli_overrides: As `--n_action_steps=4`.
         env_config: Where it will act; LIBERO's defaults if None.
 
     Returns:
-        The config with its `pretrained_path`; a stock `smolvla` comes as the same policy of type `smoothvla`.
+        The config with its `pretrained_path`.
 
     Raises:
         FileNotFoundError: If there is no checkpoint at `path`.
-        ValueError: If it is of another type, an override does not fit, or the policy's state, action or
+        ValueError: If its type has no adapter, an override does not fit, or the policy's state, action or
             cameras are not those of the environment.
     """
     config = _read_config(path)
+    adapter = adapter_class(config)
+    num_steps = getattr(config, adapter.num_steps_field)
     if cli_overrides:
         with TemporaryDirectory() as directory:
             config.save_pretrained(directory)
             try:
-                config = SmoothVLAConfig.from_pretrained(directory, cli_overrides=list(cli_overrides))
+                config = PreTrainedConfig.from_pretrained(directory, cli_overrides=list(cli_overrides))
             except ParsingError as error:
                 raise ValueError(
                     f"The options {list(cli_overrides)} do not fit the checkpoint '{path}': {_reason(error)}"
                 ) from error
     config.pretrained_path = Path(path)
+    if getattr(config, adapter.num_steps_field) != num_steps:
+        raise ValueError(
+            f"`{adapter.num_steps_field}` should stay that of the checkpoint '{path}', {num_steps}, got "
+            f"{getattr(config, adapter.num_steps_field)}: with other denoising steps than in training it "
+            f"fails; leave --policy.{adapter.num_steps_field} out."
+        )
+    adapter.check_config(config)
     _require_fit(config, env_config or LiberoEnvConfig())
     return config
 
 
-def actor_config_from_cli(field: str, env_config: LiberoEnvConfig) -> SmoothVLAConfig | None:
+def actor_config_from_cli(field: str, env_config: LiberoEnvConfig) -> PreTrainedConfig | None:
     """The checkpoint that `--<field>.path` names, with its other options; None if none is named.
 
     Raises:
@@ -67,15 +86,66 @@ def actor_config_from_cli(field: str, env_config: LiberoEnvConfig) -> SmoothVLAC
     return load_actor_config(path, overrides, env_config)
 
 
-def load_actor(config: SmoothVLAConfig) -> Actor:
-    """The policy of `load_actor_config` with its weights and the processors saved beside them."""
-    return make_actor(config, SmoothVLAPolicy.from_pretrained(str(config.pretrained_path), config=config))
+def load_actor(config: PreTrainedConfig) -> Actor:
+    """The policy of `load_actor_config` with its weights and the processors saved beside them.
+
+    Raises:
+        FileNotFoundError: If the checkpoint has no weights.
+        ValueError: If the weights are not those of the config, or statistics are missing.
+    """
+    actor = make_actor(config, load_policy(config))
+    _require_statistics(config, [*actor.preprocessor.steps, *actor.postprocessor.steps])
+    return actor
 
 
-def _read_config(path: str | Path) -> SmoothVLAConfig:
-    """The checkpoint's own config, as `smoothvla`."""
+def load_policy(config: PreTrainedConfig) -> PreTrainedPolicy:
+    """The policy of a checkpoint, with its weights.
+
+    Raises:
+        FileNotFoundError: If it has none.
+        ValueError: If they are not those of the config.
+    """
+    path = str(config.pretrained_path)
+    _require_weights(path)
     try:
-        config = PreTrainedConfig.from_pretrained(path)
+        return get_policy_class(config.type).from_pretrained(path, config=config)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"The weights of '{path}' are not those of its config.json: {error}") from error
+
+
+def _require_weights(path: str) -> None:
+    """Some policies of LeRobot only print that they found no weights, and go on with random ones."""
+    weights = Path(path) / _WEIGHTS
+    if Path(path).is_dir():
+        if not weights.is_file():
+            raise FileNotFoundError(f"The checkpoint '{path}' has no weights: expected {weights}.")
+        return
+    try:
+        hf_hub_download(path, _WEIGHTS)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(f"The Hub's model '{path}' has no {_WEIGHTS} ({error}).") from error
+
+
+def _require_statistics(config: PreTrainedConfig, steps: Iterable[Any]) -> None:
+    """LeRobot leaves what it has no statistics of as it is, and the policy acts on numbers it never saw."""
+    for step in steps:
+        if not isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep):
+            continue
+        for name, feature in step.features.items():
+            needed = _STATISTICS.get(step.norm_map.get(feature.type, NormalizationMode.IDENTITY), ())
+            known = (step.stats or {}).get(name, {})
+            if name in (ACTION, *config.input_features) and not set(needed) <= set(known):
+                raise ValueError(
+                    f"The checkpoint '{config.pretrained_path}' normalises `{name}` by "
+                    f"{' and '.join(needed)}, which its processors do not hold; save them with statistics "
+                    "of its dataset (`make_pre_post_processors(config, dataset_stats=...)`)."
+                )
+
+
+def _read_config(path: str | Path) -> PreTrainedConfig:
+    """The checkpoint's own config."""
+    try:
+        return PreTrainedConfig.from_pretrained(path)
     except (OSError, HFValidationError) as error:
         inner = Path(path) / "pretrained_model"
         hint = f"'{inner}'" if inner.is_dir() else "a directory like .../checkpoints/last/pretrained_model"
@@ -85,14 +155,6 @@ def _read_config(path: str | Path) -> SmoothVLAConfig:
         ) from error
     except ParsingError as error:
         raise ValueError(f"The config.json of '{path}' cannot be read: {_reason(error)}") from error
-    if isinstance(config, SmoothVLAConfig):
-        return config
-    if isinstance(config, SmolVLAConfig):
-        return SmoothVLAConfig.from_smolvla(config)
-    raise ValueError(
-        f"The policy should be of type 'smoothvla' or 'smolvla', '{path}' is of type '{config.type}'; "
-        "`lerobot-eval` evaluates the others."
-    )
 
 
 def _reason(error: ParsingError) -> str:
@@ -100,7 +162,7 @@ def _reason(error: ParsingError) -> str:
     return str(error if isinstance(error, DecodingError) else error.__cause__ or error)
 
 
-def _require_fit(config: SmoothVLAConfig, env_config: LiberoEnvConfig) -> None:
+def _require_fit(config: PreTrainedConfig, env_config: LiberoEnvConfig) -> None:
     """Reject a policy that cannot read the environment's observations or whose actions it cannot execute."""
     path = config.pretrained_path
     state, action = config.robot_state_feature, config.action_feature
@@ -124,9 +186,4 @@ def _require_fit(config: SmoothVLAConfig, env_config: LiberoEnvConfig) -> None:
         raise ValueError(
             f"The checkpoint '{path}' looks through {sorted(config.image_features)}, the environment has "
             f"{sorted(cameras)}; name them alike with --env.camera_name_mapping."
-        )
-    if config.n_action_steps < 1:
-        raise ValueError(
-            f"`n_action_steps` should be in [1, {config.chunk_size}], got {config.n_action_steps}: the "
-            "steps of every chunk that are executed."
         )

@@ -1,8 +1,8 @@
 """Configuration of the SmoothVLA policy: SmolVLA's, plus how it explores."""
 
 from copy import copy
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
@@ -45,6 +45,8 @@ class SmoothVLAConfig(SmolVLAConfig):
         super().__post_init__()
         if self.flow_samples < 1:
             raise ValueError(f"`flow_samples` should be at least 1, got {self.flow_samples}.")
+        if self.flow_samples > 1 and self.adapt_to_pi_aloha:
+            raise ValueError("`adapt_to_pi_aloha` needs `flow_samples` 1, SmolVLA's own training.")
         if self.noise_level < 0 or self.noise_length < 0:
             raise ValueError(
                 "`noise_level` and `noise_length` should be at least 0, "
@@ -63,9 +65,3 @@ class SmoothVLAConfig(SmolVLAConfig):
         resolved = copy(self)
         resolved.vlm_model_name = backbone_path(self.vlm_model_name)
         return resolved
-
-    @classmethod
-    def from_smolvla(cls, config: SmolVLAConfig, **exploration: Any) -> Self:
-        """The same policy with exploration settings, e.g. for the checkpoint of a stock SmolVLA."""
-        settings = {f.name: getattr(config, f.name) for f in fields(config) if f.init}
-        return cls(**{**settings, **exploration})

@@ -3,42 +3,18 @@
 Dims: B batch, H steps a chunk, P padded action dimensions, A real ones, L prefix tokens.
 """
 
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
-from lerobot.policies.common.vla_utils import make_att_2d_masks
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 # The tokenizer step of the embedded backbone must be registered before a checkpoint's processors are loaded.
 from lerobot_smoothvla import processor_smoothvla  # noqa: F401
 from lerobot_smoothvla.backbones.conv_stem import ConvStem
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
-
-
-@dataclass(frozen=True)
-class PrefixContext:
-    """The VLM's answer to one batch of observations.
-
-    Attributes:
-        pad_masks: (B, L) bool, which prefix tokens are real.
-        keys_values: Per layer, keys and values (B, heads, L, head_dim).
-    """
-
-    pad_masks: Tensor
-    keys_values: tuple[tuple[Tensor, Tensor], ...]
-
-    def repeat_interleave(self, n: int) -> Self:
-        """Each batch row n times in a row."""
-        return type(self)(
-            self.pad_masks.repeat_interleave(n, dim=0),
-            tuple(
-                (k.repeat_interleave(n, dim=0), v.repeat_interleave(n, dim=0)) for k, v in self.keys_values
-            ),
-        )
+from lerobot_smoothvla.flow.adapters.prefix import PrefixContext
+from lerobot_smoothvla.flow.adapters.smolvla import SmolVLAAdapter
 
 
 class SmoothVLAPolicy(SmolVLAPolicy):
@@ -59,26 +35,6 @@ class SmoothVLAPolicy(SmolVLAPolicy):
             vlm.get_vlm_model().vision_model = ConvStem(4, vlm.config.text_config.hidden_size)
             vlm.get_vlm_model().connector = nn.Identity()
             vlm.set_requires_grad()
-
-    @property
-    def chunk_size(self) -> int:
-        """H."""
-        return self.config.chunk_size
-
-    @property
-    def padded_action_dim(self) -> int:
-        """P."""
-        return self.config.max_action_dim
-
-    @property
-    def action_dim(self) -> int:
-        """A."""
-        return self.config.action_feature.shape[0]
-
-    @property
-    def num_steps(self) -> int:
-        """K, Euler steps from noise to action."""
-        return self.config.num_steps
 
     def prepare_images(self, batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """SmolVLA's image preparation; the embedded backbone gets a fourth channel that tells cameras apart.
@@ -117,7 +73,7 @@ class SmoothVLAPolicy(SmolVLAPolicy):
         t = self.model.sample_time(len(actions), actions.device) if time is None else time
         x_t = t[:, None, None] * noise + (1 - t[:, None, None]) * actions
         v = self.velocity(self.encode(batch).repeat_interleave(n), x_t, t)
-        errors = (v - (noise - actions))[..., : self.action_dim].square().mean(-1)
+        errors = (v - (noise - actions))[..., : self.config.action_feature.shape[0]].square().mean(-1)
         errors = errors.unflatten(0, (-1, n)).mean(1)
         padded = batch.get("action_is_pad")
         valid = torch.ones_like(errors) if padded is None else (~padded).float()
@@ -126,34 +82,9 @@ class SmoothVLAPolicy(SmolVLAPolicy):
         return loss, {"loss": loss.mean().item()}
 
     def encode(self, batch: dict[str, Tensor]) -> PrefixContext:
-        """Run the VLM over images, instruction and state once. Differentiable.
-
-        Args:
-            batch: Preprocessed observations, B rows.
-        """
-        batch = self._prepare_batch(batch)
-        images, image_masks = self.prepare_images(batch)
-        embeddings, pad_masks, attention_masks = self.model.embed_prefix(
-            images,
-            image_masks,
-            batch[OBS_LANGUAGE_TOKENS],
-            batch[OBS_LANGUAGE_ATTENTION_MASK],
-            state=self.prepare_state(batch),
-        )
-        _, cache = self.model.vlm_with_expert.forward(
-            attention_mask=make_att_2d_masks(pad_masks, attention_masks),
-            position_ids=torch.cumsum(pad_masks, dim=1) - 1,
-            past_key_values=None,
-            inputs_embeds=[embeddings, None],
-            use_cache=True,
-        )
-        return PrefixContext(pad_masks, tuple((layer.keys, layer.values) for layer in cache.layers))
+        """Run the VLM over images, instruction and state once; see `SmolVLAAdapter.encode`."""
+        return SmolVLAAdapter(self).encode(batch)
 
     def velocity(self, context: PrefixContext, x_t: Tensor, t: Tensor) -> Tensor:
-        """v(x_t, t) of the action expert, (B, H, P) float32. Differentiable; the context stays as it was."""
-        cache = DynamicCache()
-        for index, (keys, values) in enumerate(context.keys_values):
-            cache.update(keys, values, index)
-        return self.model.denoise_step(
-            prefix_pad_masks=context.pad_masks, past_key_values=cache, x_t=x_t, timestep=t
-        )
+        """v(x_t, t) of the action expert; see `SmolVLAAdapter.velocity`."""
+        return SmolVLAAdapter(self).velocity(context, x_t, t)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import IMAGE, LIBERO_FEATURES, LIBERO_INPUTS, LIBERO_OUTPUTS, LIBERO_STATS, save_checkpoint
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.policies.act.configuration_act import ACTConfig
@@ -13,15 +14,9 @@ from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_pro
 
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
-from lerobot_smoothvla.flow.sampling import OdeSampler
+from lerobot_smoothvla.flow.sampling import DeployedSampler
 
-IMAGE = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
-INPUTS = {
-    "observation.images.image": IMAGE,
-    "observation.images.image2": IMAGE,
-    "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
-}
-OUTPUTS = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
+STATE, STATE_OF_6 = (PolicyFeature(FeatureType.STATE, (n,)) for n in (8, 6))
 
 
 @pytest.fixture
@@ -29,7 +24,7 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
     """Writes the config.json of a checkpoint that fits LIBERO but for what is given."""
 
     def save(config_class: type = SmoothVLAConfig, **settings) -> Path:
-        settings = {"device": "cpu", "input_features": INPUTS, "output_features": OUTPUTS, **settings}
+        settings = {"device": "cpu", **LIBERO_FEATURES, **settings}
         config_class(**settings).save_pretrained(tmp_path)
         return tmp_path
 
@@ -44,17 +39,24 @@ def test_a_checkpoints_config_comes_with_its_path(saved):
 
 
 def test_options_override_the_checkpoints(saved):
-    config = load_actor_config(saved(), ["--n_action_steps=4", "--num_steps", "3"])
-    assert (config.n_action_steps, config.num_steps) == (4, 3)
-    assert config.input_features == INPUTS and config.output_features == OUTPUTS
+    config = load_actor_config(saved(), ["--n_action_steps=4", "--noise_level", "0.5"])
+    assert (config.n_action_steps, config.noise_level) == (4, 0.5)
+    assert config.input_features == LIBERO_INPUTS and config.output_features == LIBERO_OUTPUTS
 
 
-def test_a_stock_smolvla_gets_exploration_settings(saved):
+def test_other_denoising_steps_than_the_checkpoints_are_rejected(saved):
+    path = saved(num_steps=10)
+    assert load_actor_config(path, ["--num_steps=10"]).num_steps == 10
+    with pytest.raises(ValueError, match=r"`num_steps` should stay that of the checkpoint .*, 10, got 3"):
+        load_actor_config(path, ["--num_steps=3"])
+
+
+def test_a_stock_smolvla_stays_one(saved):
     path = saved(SmolVLAConfig, num_steps=4)
-    config = load_actor_config(path, ["--noise_level=0.5"])
-    assert isinstance(config, SmoothVLAConfig)
-    assert (config.num_steps, config.noise_level, config.device) == (4, 0.5, "cpu")
-    assert config.input_features == INPUTS and config.pretrained_path == path
+    config = load_actor_config(path, ["--n_action_steps=2"])
+    assert type(config) is SmolVLAConfig
+    assert (config.num_steps, config.n_action_steps, config.device) == (4, 2, "cpu")
+    assert config.input_features == LIBERO_INPUTS and config.pretrained_path == path
 
 
 def test_a_stock_smolvla_acts_as_it_does_in_lerobot(tmp_path, tiny_smolvlm):
@@ -68,11 +70,10 @@ def test_a_stock_smolvla_acts_as_it_does_in_lerobot(tmp_path, tiny_smolvlm):
         num_vlm_layers=2,
         resize_imgs_with_padding=(64, 64),
         device="cpu",
-        input_features=INPUTS,
-        output_features=OUTPUTS,
+        **LIBERO_FEATURES,
     )
     stock = SmolVLAPolicy(config).eval()
-    processors = make_smolvla_pre_post_processors(config)
+    processors = make_smolvla_pre_post_processors(config, LIBERO_STATS)
     for part in (stock, *processors):
         part.save_pretrained(tmp_path)
     actor = load_actor(load_actor_config(tmp_path))
@@ -84,8 +85,8 @@ def test_a_stock_smolvla_acts_as_it_does_in_lerobot(tmp_path, tiny_smolvlm):
     }
     batch = actor.model_input(observation, ["pick up the milk"])
     with torch.no_grad():
-        context = actor.policy.encode(batch)
-        chunk = OdeSampler().sample(actor.policy, context, torch.manual_seed(1)).actions
+        context = actor.adapter.encode(batch)
+        chunk = DeployedSampler().sample(actor.adapter, context, torch.manual_seed(1)).actions
         noise = torch.randn(1, 4, config.max_action_dim, generator=torch.manual_seed(1))
         expected = processors[1](stock.predict_action_chunk(batch, noise=noise))
     torch.testing.assert_close(actor.env_actions(chunk), expected)
@@ -99,7 +100,12 @@ def test_a_stock_smolvla_acts_as_it_does_in_lerobot(tmp_path, tiny_smolvlm):
             r"`observation.state` of shape \(8,\).*None",
         ),
         (
-            {"input_features": {**INPUTS, "observation.state": PolicyFeature(FeatureType.STATE, (6,))}},
+            {
+                "input_features": {
+                    **LIBERO_INPUTS,
+                    "observation.state": STATE_OF_6,
+                }
+            },
             r"`observation.state` of shape \(8,\).*\(6,\)",
         ),
         (
@@ -111,12 +117,12 @@ def test_a_stock_smolvla_acts_as_it_does_in_lerobot(tmp_path, tiny_smolvlm):
             {
                 "input_features": {
                     "observation.images.top": IMAGE,
-                    "observation.state": INPUTS["observation.state"],
+                    "observation.state": STATE,
                 }
             },
             "looks through .*top.*camera_name_mapping",
         ),
-        ({"n_action_steps": 0}, r"`n_action_steps` should be in \[1, 50\], got 0"),
+        ({"n_action_steps": 0}, r"`n_action_steps` should be at least 1, got 0"),
     ],
 )
 def test_a_policy_that_does_not_fit_the_environment_is_rejected(saved, settings, message):
@@ -131,14 +137,14 @@ def test_an_environment_without_a_state_is_rejected(saved):
 
 def test_cameras_may_be_named_by_the_environment(saved):
     top, wrist = "observation.images.top", "observation.images.wrist"
-    path = saved(input_features={top: IMAGE, wrist: IMAGE, "observation.state": INPUTS["observation.state"]})
+    path = saved(input_features={top: IMAGE, wrist: IMAGE, "observation.state": STATE})
     names = {"agentview_image": "top", "robot0_eye_in_hand_image": "wrist"}
     config = load_actor_config(path, env_config=LiberoEnvConfig(camera_name_mapping=names))
     assert set(config.image_features) == {top, wrist}
 
 
 def test_another_type_of_policy_is_rejected_with_those_that_work(saved):
-    with pytest.raises(ValueError, match="'smoothvla' or 'smolvla'.*'act'.*lerobot-eval"):
+    with pytest.raises(ValueError, match="type 'act' has no adapter; these have: .*smolvla.*an-adapter.md"):
         load_actor_config(saved(ACTConfig))
 
 
@@ -172,3 +178,13 @@ def test_a_config_with_unknown_fields_is_rejected(saved):
     file.write_text(json.dumps({**json.loads(file.read_text()), "nonsense": 1}))
     with pytest.raises(ValueError, match="cannot be read.*nonsense"):
         load_actor_config(file.parent)
+
+
+@pytest.mark.parametrize("missing", ["observation.state", "action"])
+def test_a_checkpoint_without_statistics_is_rejected(saved, missing):
+    path = saved(vlm_model_name="smoothvla_tiny", load_vlm_weights=False)
+    config = load_actor_config(path)
+    stats = {key: value for key, value in LIBERO_STATS.items() if key != missing}
+    save_checkpoint(path, config, stats)
+    with pytest.raises(ValueError, match=f"normalises `{missing}` by mean and std, which its processors do"):
+        load_actor(load_actor_config(path))

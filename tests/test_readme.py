@@ -4,18 +4,21 @@ import re
 from dataclasses import fields
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
+from builders import TINY_SMOOTHVLA
+from lerobot.policies import make_pre_post_processors
 
 from lerobot_smoothvla.cli.main import COMMANDS
+from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
 from lerobot_smoothvla.evaluation.evaluate import Evaluation, measure_episode
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.grpo.trainer import iteration_metrics
+from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
 from lerobot_smoothvla.presets import GROUPS, preset_names
 from lerobot_smoothvla.rollout.engine import Actor
 from lerobot_smoothvla.smoothness import measure
@@ -42,12 +45,6 @@ def anchors(document: Path) -> set[str]:
     """Of the headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-class OneWeight(torch.nn.Linear):
-    """As little of a policy as an update without a lesson looks at."""
-
-    config = None
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +109,8 @@ def test_the_glossary_has_every_name_of_an_evaluation(failure: Episode):
 def test_the_glossary_has_every_metric_of_an_iteration(failure: Episode):
     terms = measure_episode(failure).terms
     group = Group((ScoredEpisode(failure, 0.0, 0.5, 0.0, terms),) * 2)
-    actor: Any = Actor(OneWeight(1, 1), None, None)
+    config = SmoothVLAConfig(**TINY_SMOOTHVLA)
+    actor = Actor(SmoothVLAPolicy(config), *make_pre_post_processors(config))
     stats = GRPOAlgorithm(actor, GRPOConfig()).update(iter([[group]]))
     metrics = {"iteration", *iteration_metrics([group], stats), "rollout_s", "update_s"}
     assert "approx_kl" in metrics

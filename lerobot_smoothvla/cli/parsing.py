@@ -8,6 +8,7 @@ from contextlib import redirect_stderr
 
 from draccus.utils import DecodingError, ParsingError
 from lerobot.configs import parser
+from lerobot.utils.import_utils import register_third_party_plugins
 
 
 def parse[Config](config_class: type[Config]) -> Config:
@@ -25,6 +26,7 @@ def parse[Config](config_class: type[Config]) -> Config:
         return config
 
     parsed.__annotations__["config"] = config_class
+    register_third_party_plugins()  # This package's policy is one of them.
     # No command decodes videos of a dataset; where torchcodec finds no FFmpeg, LeRobot prints pages about it.
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
     said = io.StringIO()

@@ -40,15 +40,21 @@ class ChunkOutcome:
 
     Attributes:
         positions: (n, 3) end-effector positions after each executed step, m.
-        observation: What the policy sees next; None once the episode is over.
+        frames: What the policy sees next: the observations of the last control steps, oldest first; none once
+            the episode is over.
         success: Whether the task is solved.
         done: Success, or the horizon reached.
     """
 
     positions: NDArray[np.float64]
-    observation: Observation | None
+    frames: tuple[Observation, ...]
     success: bool
     done: bool
+
+    @property
+    def observation(self) -> Observation | None:
+        """The last of the frames."""
+        return self.frames[-1] if self.frames else None
 
     @property
     def n_steps(self) -> int:
@@ -211,32 +217,37 @@ class ChunkedLiberoEnv(LiberoEnv):
         self,
         actions: NDArray[np.floating[Any]],
         on_frame: Callable[[dict[str, Any]], None] | None = None,
+        n_frames: int = 1,
     ) -> ChunkOutcome:
         """Run the steps of a chunk until it ends, the task is solved, or the horizon is reached.
 
         Args:
             actions: (n, A) actions in [-1, 1].
             on_frame: Called with LeRobot's raw observation after every step; rendering is on throughout then.
+            n_frames: How many of the last control steps the policy sees.
 
         Raises:
             RuntimeError: If the episode is over.
         """
         if self._done:
             raise RuntimeError("The episode is over: call `reset_to` before stepping again.")
-        positions = []
+        positions, frames = [], []
         last = min(len(actions), self.max_steps - self._steps)
         success = False
         for index, action in enumerate(actions[:last]):
-            self.rendering = on_frame is not None or index == last - 1
+            looks = index >= last - n_frames
+            self.rendering = on_frame is not None or looks
             observation, _, success, _, _ = self.step(action)
             positions.append(self.position)
+            if looks:
+                frames.append(observation)
             if on_frame is not None:
                 on_frame(observation)
             if success:
                 break
         self._steps += len(positions)
         self._done = success or self._steps >= self.max_steps
-        seen = None if self._done else self.to_lerobot(observation)
+        seen = () if self._done else tuple(self.to_lerobot(frame) for frame in frames)
         return ChunkOutcome(np.stack(positions), seen, bool(success), bool(self._done))
 
     def to_lerobot(self, observation: dict[str, Any]) -> Observation:

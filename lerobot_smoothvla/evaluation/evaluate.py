@@ -24,7 +24,7 @@ from lerobot_smoothvla.evaluation.statistics import (
     paired_bootstrap_interval,
     wilson_interval,
 )
-from lerobot_smoothvla.flow.sampling import OdeSampler
+from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.jerk_reward import task_key
 from lerobot_smoothvla.rollout.engine import RolloutEngine, RolloutRequest
 from lerobot_smoothvla.smoothness import measure
@@ -200,7 +200,7 @@ def evaluate(
         ValueError: If a start comes twice.
     """
     videos = videos or {}
-    requests = [RolloutRequest(s, _noise_seed(s), OdeSampler(), videos.get(s)) for s in starts]
+    requests = [RolloutRequest(s, _noise_seed(s), DeployedSampler(), videos.get(s)) for s in starts]
     measurements: list[Measurement] = []
     solved: list[bool] = []
     with tqdm(total=len(requests), desc=description, unit="episode") as bar:

@@ -3,21 +3,22 @@
 `sample` acts and records, `baseline` takes the old policy's values before the first update, `log_ratio`
 compares. An estimator with R terms a chunk gives R log-ratios, and PPO's clip acts on each.
 
-Dims: B batch, H steps a chunk, P padded action dimensions, A ≤ P real ones, R terms a chunk, K Euler steps.
+Dims: B batch, H steps a chunk, P padded action dimensions, A ≤ P real ones, R terms a chunk, K steps of noise
+to action.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lerobot_smoothvla.flow.noise import noise_factor, sample_noise
-from lerobot_smoothvla.flow.policy import FlowContext, FlowPolicy
+from lerobot_smoothvla.flow.policy import ChunkPolicy, Context, DiffusionPolicy, FlowPolicy
 from lerobot_smoothvla.flow.sampling import (
-    FlowSample,
-    OdeSampler,
+    ChunkSample,
+    DeployedSampler,
     flow_sde_step,
     gaussian_log_prob,
     ode_step,
@@ -30,8 +31,8 @@ class RatioEstimator(ABC):
 
     @abstractmethod
     def sample(
-        self, policy: FlowPolicy, context: FlowContext, generator: torch.Generator, batch_size: int = 1
-    ) -> FlowSample:
+        self, policy: Any, context: Context, generator: torch.Generator, batch_size: int = 1
+    ) -> ChunkSample:
         """Chunks to execute, without gradient.
 
         Args:
@@ -42,14 +43,14 @@ class RatioEstimator(ABC):
         """
 
     @abstractmethod
-    def baseline(self, policy: FlowPolicy, context: FlowContext, record: dict[str, Tensor]) -> Tensor:
+    def baseline(self, policy: Any, context: Context, record: dict[str, Tensor]) -> Tensor:
         """The old policy's value of every term at every step, (B, R, H), without gradient."""
 
     @abstractmethod
     def log_ratio(
         self,
-        policy: FlowPolicy,
-        context: FlowContext,
+        policy: Any,
+        context: Context,
         record: dict[str, Tensor],
         baseline: Tensor,
         executed: Tensor,
@@ -61,7 +62,7 @@ class RatioEstimator(ABC):
             context: Of B rows, encoded by it.
             record: From `sample`.
             baseline: (B, R, H) from `baseline`.
-            executed: (B, H) bool, the steps that were run: a prefix of each chunk.
+            executed: (B, H) bool, the steps that were run, contiguous from the policy's `first_step` on.
 
         Returns:
             (B, R).
@@ -69,20 +70,28 @@ class RatioEstimator(ABC):
 
 
 @dataclass(frozen=True)
-class FlowSDERatio(RatioEstimator):
-    """Exact log-probabilities of Flow-SDE steps (π_RL, arXiv 2510.25889).
+class Gaussian:
+    """N(mean, std²·L·Lᵀ) along the chunk, L from `noise_factor`; mean (B, H, P), std (B, 1, 1)."""
 
-    A term is a stochastic Euler step x → x_next; its log-ratio is Σ over the executed steps and the A real
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class StepwiseRatio(RatioEstimator):
+    """Exact log-probabilities of Gaussian denoising steps.
+
+    A term is a stochastic step x → x_next; its log-ratio is Σ over the executed steps and the A real
     dimensions of log p_new(x_next | x) − log p_old(x_next | x). What the unexecuted rest of the chunk adds is
     left out: it has no part in the reward but noise.
 
-    Record: `x`, `x_next` (B, R, H, P), `step` (B, R) int64 Euler step indices, `log_prob` (B, R, H).
+    Record: `x`, `x_next` (B, R, H, P), `step` (B, R) int64 denoising step indices, `log_prob` (B, R, H).
 
     Attributes:
-        level: Noise level, see `flow_sde_step`.
-        stochastic_steps: `one` random Euler step a chunk (R = 1), the rest ODE, or `all` of them.
+        level: Noise level; the subclass says of what.
+        stochastic_steps: `one` random step a chunk (R = 1), the rest as deployed, or `all` of them.
         noise_length: Correlation length of the noise along the chunk, control steps; 0 is white.
-        skip_last: Leave the last Euler step to the ODE, as its noise goes straight into the actions.
+        skip_last: Leave the last step as deployed, as its noise goes straight into the actions.
 
     Raises:
         ValueError: If `level` is not positive or `stochastic_steps` is unknown; when sampling, if `skip_last`
@@ -104,26 +113,36 @@ class FlowSDERatio(RatioEstimator):
         if self.stochastic_steps not in ("one", "all"):
             raise ValueError(f"`stochastic_steps` should be 'one' or 'all', got {self.stochastic_steps!r}.")
 
+    @abstractmethod
+    def transitions(
+        self, policy: Any, context: Context, x: Tensor, step: Tensor
+    ) -> tuple[Gaussian, Gaussian]:
+        """Where step k of (B,) leads from x (B, H, P): exploring, and as deployed. Differentiable."""
+
     @torch.no_grad()
     def sample(
-        self, policy: FlowPolicy, context: FlowContext, generator: torch.Generator, batch_size: int = 1
-    ) -> FlowSample:
-        """Integrate with noise in the chosen Euler steps; see `RatioEstimator.sample`."""
-        delta, device = 1.0 / policy.num_steps, generator.device
+        self, policy: ChunkPolicy, context: Context, generator: torch.Generator, batch_size: int = 1
+    ) -> ChunkSample:
+        """Denoise, exploring in the chosen steps; see `RatioEstimator.sample`."""
+        device = generator.device
         steps = self._draw_steps(policy.num_steps, batch_size, generator)
         factor = noise_factor(policy.chunk_size, self.noise_length, device=device)
-        shape = (batch_size, policy.chunk_size, policy.padded_action_dim)
-        x = torch.randn(shape, generator=generator, device=device)
+        x = torch.randn(
+            (batch_size, policy.chunk_size, policy.padded_action_dim), generator=generator, device=device
+        )
         points, log_probs = [x], []
-        for k, t in enumerate(time_grid(policy.num_steps, device).unbind()):
-            t = t.expand(batch_size)
-            v = policy.velocity(context, x, t)
-            mean, std = flow_sde_step(x, v, t, delta, self.level)
-            noisy = mean + std * sample_noise(factor, batch_size, policy.padded_action_dim, generator)
+        for k in range(policy.num_steps):
+            exploring, deployed = self.transitions(
+                policy, context, x, torch.full((batch_size,), k).to(device)
+            )
+            noise = sample_noise(factor, batch_size, policy.padded_action_dim, generator)
+            explored = exploring.mean + exploring.std * noise
             stochastic = (steps == k).any(1)[:, None, None]
-            x = torch.where(stochastic, noisy, ode_step(x, v, delta))
+            x = torch.where(stochastic, explored, deployed.mean + deployed.std * noise)
             points.append(x)
-            log_probs.append(gaussian_log_prob(noisy, mean, std, factor, policy.action_dim))
+            log_probs.append(
+                gaussian_log_prob(explored, exploring.mean, exploring.std, factor, policy.action_dim)
+            )
         rows, path = torch.arange(batch_size, device=device)[:, None], torch.stack(points, dim=1)
         record = {
             "x": path[rows, steps],
@@ -131,25 +150,32 @@ class FlowSDERatio(RatioEstimator):
             "step": steps,
             "log_prob": torch.stack(log_probs, dim=1)[rows, steps],
         }
-        return FlowSample(x, record)
+        return ChunkSample(x, record)
 
-    def baseline(self, policy: FlowPolicy, context: FlowContext, record: dict[str, Tensor]) -> Tensor:
+    def baseline(self, policy: ChunkPolicy, context: Context, record: dict[str, Tensor]) -> Tensor:
         """The log-probabilities that the rollout recorded, (B, R, H)."""
         return record["log_prob"]
 
     def log_ratio(
         self,
-        policy: FlowPolicy,
-        context: FlowContext,
+        policy: ChunkPolicy,
+        context: Context,
         record: dict[str, Tensor],
         baseline: Tensor,
         executed: Tensor,
     ) -> Tensor:
         """Σ over executed steps of log p_new − log p_old; see `RatioEstimator.log_ratio`."""
-        return ((self._log_prob(policy, context, record) - baseline) * executed[:, None]).sum(-1)
+        x, x_next, step = record["x"], record["x_next"], record["step"]
+        contexts = context.repeat_interleave(step.shape[1])
+        exploring, _ = self.transitions(policy, contexts, x.flatten(0, 1), step.flatten())
+        factor = noise_factor(policy.chunk_size, self.noise_length, device=x.device)
+        log_prob = gaussian_log_prob(
+            x_next.flatten(0, 1), exploring.mean, exploring.std, factor, policy.action_dim
+        )
+        return ((log_prob.unflatten(0, step.shape) - baseline) * executed[:, None]).sum(-1)
 
     def _draw_steps(self, num_steps: int, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Indices of the stochastic Euler steps, (B, R)."""
+        """Indices of the stochastic denoising steps, (B, R)."""
         n_candidates = num_steps - self.skip_last
         if n_candidates < 1:
             raise ValueError(
@@ -161,15 +187,36 @@ class FlowSDERatio(RatioEstimator):
             return torch.arange(n_candidates, device=device).repeat(batch_size, 1)
         return torch.randint(n_candidates, (batch_size, 1), generator=generator, device=device)
 
-    def _log_prob(self, policy: FlowPolicy, context: FlowContext, record: dict[str, Tensor]) -> Tensor:
-        """Log-density of each recorded transition at each step of the chunk, (B, R, H)."""
-        x, x_next, step = record["x"], record["x_next"], record["step"]
-        t = time_grid(policy.num_steps, x.device)[step.flatten()]
-        v = policy.velocity(context.repeat_interleave(step.shape[1]), x.flatten(0, 1), t)
-        mean, std = flow_sde_step(x.flatten(0, 1), v, t, 1.0 / policy.num_steps, self.level)
-        factor = noise_factor(policy.chunk_size, self.noise_length, device=x.device)
-        log_prob = gaussian_log_prob(x_next.flatten(0, 1), mean, std, factor, policy.action_dim)
-        return log_prob.unflatten(0, step.shape)
+
+@dataclass(frozen=True)
+class FlowSDERatio(StepwiseRatio):
+    """Flow-SDE steps of a flow policy (π_RL, arXiv 2510.25889); `level` is that of `flow_sde_step`."""
+
+    def transitions(
+        self, policy: FlowPolicy, context: Context, x: Tensor, step: Tensor
+    ) -> tuple[Gaussian, Gaussian]:
+        """The SDE's step and the ODE's; see `StepwiseRatio.transitions`."""
+        delta = 1.0 / policy.num_steps
+        t = time_grid(policy.num_steps, x.device)[step]
+        v = policy.velocity(context, x, t)
+        mean, std = flow_sde_step(x, v, t, delta, self.level)
+        return Gaussian(mean, std), Gaussian(ode_step(x, v, delta), torch.zeros_like(std))
+
+
+@dataclass(frozen=True)
+class PosteriorRatio(StepwiseRatio):
+    """Posterior steps of a diffusion policy (DPPO, arXiv 2409.00588); `level` is the least std that explores.
+
+    In the policy's normalised action space, where actions lie in about [−1, 1].
+    """
+
+    def transitions(
+        self, policy: DiffusionPolicy, context: Context, x: Tensor, step: Tensor
+    ) -> tuple[Gaussian, Gaussian]:
+        """The scheduler's posterior, widened and as it is; see `StepwiseRatio.transitions`."""
+        prediction = policy.predict(context, x, step)
+        exploring = Gaussian(*policy.posterior(prediction, x, step, self.level))
+        return exploring, Gaussian(*policy.posterior(prediction, x, step))
 
 
 @dataclass(frozen=True)
@@ -204,27 +251,27 @@ class FlowMatchingRatio(RatioEstimator):
 
     @torch.no_grad()
     def sample(
-        self, policy: FlowPolicy, context: FlowContext, generator: torch.Generator, batch_size: int = 1
-    ) -> FlowSample:
+        self, policy: FlowPolicy, context: Context, generator: torch.Generator, batch_size: int = 1
+    ) -> ChunkSample:
         """Integrate the ODE and draw the pairs; see `RatioEstimator.sample`.
 
         t ~ 0.001 + 0.999·Beta(1.5, 1), as in SmolVLA's training; Beta(1.5, 1) is u^(2/3) with u uniform.
         """
-        chunk = OdeSampler().sample(policy, context, generator, batch_size).actions
+        chunk = DeployedSampler().sample(policy, context, generator, batch_size).actions
         u = torch.rand(batch_size, self.n_pairs, generator=generator, device=generator.device)
         eps_shape = (batch_size, self.n_pairs, *chunk.shape[1:])
         eps = torch.randn(eps_shape, generator=generator, device=generator.device)
-        return FlowSample(chunk, {"chunk": chunk, "t": 0.001 + 0.999 * u ** (2 / 3), "eps": eps})
+        return ChunkSample(chunk, {"chunk": chunk, "t": 0.001 + 0.999 * u ** (2 / 3), "eps": eps})
 
     @torch.no_grad()
-    def baseline(self, policy: FlowPolicy, context: FlowContext, record: dict[str, Tensor]) -> Tensor:
+    def baseline(self, policy: FlowPolicy, context: Context, record: dict[str, Tensor]) -> Tensor:
         """Losses of the present weights, (B, R, H)."""
         return self._losses(policy, context, record)
 
     def log_ratio(
         self,
         policy: FlowPolicy,
-        context: FlowContext,
+        context: Context,
         record: dict[str, Tensor],
         baseline: Tensor,
         executed: Tensor,
@@ -233,7 +280,7 @@ class FlowMatchingRatio(RatioEstimator):
         gain = (baseline - self._losses(policy, context, record)) * executed[:, None]
         return gain.sum(-1) / executed.sum(-1, keepdim=True).clamp(min=1)
 
-    def _losses(self, policy: FlowPolicy, context: FlowContext, record: dict[str, Tensor]) -> Tensor:
+    def _losses(self, policy: FlowPolicy, context: Context, record: dict[str, Tensor]) -> Tensor:
         """Scaled squared velocity error of each pair at each step of the chunk, (B, R, H)."""
         chunk, t, eps = record["chunk"][:, None], record["t"], record["eps"]
         x_t = t[..., None, None] * eps + (1 - t[..., None, None]) * chunk

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lerobot_smoothvla.flow.noise import whiten
-from lerobot_smoothvla.flow.policy import FlowContext, FlowPolicy
+from lerobot_smoothvla.flow.policy import ChunkPolicy, Context, FlowPolicy
 
 
 @dataclass(frozen=True)
-class FlowSample:
+class ChunkSample:
     """Sampled chunks and what replays them.
 
     Attributes:
@@ -46,7 +46,7 @@ def ode_step(x_t: Tensor, v: Tensor, delta: float) -> Tensor:
     return x_t - delta * v
 
 
-def integrate_ode(policy: FlowPolicy, context: FlowContext, noise: Tensor) -> Tensor:
+def integrate_ode(policy: FlowPolicy, context: Context, noise: Tensor) -> Tensor:
     """The chunk that K Euler steps make of `noise`; bit-equal to LeRobot's `euler_integrate`.
 
     Args:
@@ -64,17 +64,17 @@ def integrate_ode(policy: FlowPolicy, context: FlowContext, noise: Tensor) -> Te
 
 
 @dataclass(frozen=True)
-class OdeSampler:
-    """What is deployed: the plain ODE from random noise. For evaluation; it records nothing."""
+class DeployedSampler:
+    """What is deployed: the policy's own sampling from random noise. For evaluation; it records nothing."""
 
     @torch.no_grad()
     def sample(
-        self, policy: FlowPolicy, context: FlowContext, generator: torch.Generator, batch_size: int = 1
-    ) -> FlowSample:
+        self, policy: ChunkPolicy, context: Context, generator: torch.Generator, batch_size: int = 1
+    ) -> ChunkSample:
         """Chunks from noise that `generator` draws, on its device; see `RatioEstimator.sample`."""
         shape = (batch_size, policy.chunk_size, policy.padded_action_dim)
         noise = torch.randn(shape, generator=generator, device=generator.device)
-        return FlowSample(integrate_ode(policy, context, noise), {})
+        return ChunkSample(policy.denoise(context, noise, generator), {})
 
 
 def flow_sde_step(x_t: Tensor, v: Tensor, t: Tensor, delta: float, level: float) -> tuple[Tensor, Tensor]:

@@ -59,8 +59,14 @@ class Replay:
         )
 
     @classmethod
-    def from_groups(cls, groups: Sequence[Group], config: GRPOConfig) -> Self | None:
-        """Flatten the groups that have something to teach; None if there are none."""
+    def from_groups(cls, groups: Sequence[Group], config: GRPOConfig, first_step: int = 0) -> Self | None:
+        """Flatten the groups that have something to teach; None if there are none.
+
+        Args:
+            groups: Of one iteration.
+            config: Says what an advantage is.
+            first_step: Of a chunk that is executed.
+        """
         episodes: list[Episode] = []
         advantages: list[Tensor] = []
         for group in groups:
@@ -84,12 +90,13 @@ class Replay:
         if not episodes:
             return None
         chunks = torch.tensor([len(episode.executed) for episode in episodes])
-        steps = torch.arange(episodes[0].chunks.shape[1])
+        steps = torch.arange(episodes[0].chunks.shape[1]) - first_step
+        n_executed = torch.cat([episode.executed for episode in episodes])[:, None]
         return cls(
             observations=_stack([episode.observations for episode in episodes]),
             instructions=[e.instruction for e in episodes for _ in range(len(e.executed))],
             record=_stack([episode.record for episode in episodes]),
-            executed=steps < torch.cat([episode.executed for episode in episodes])[:, None],
+            executed=(steps >= 0) & (steps < n_executed),
             advantages=torch.cat(advantages).repeat_interleave(chunks),
             weights=chunk_weights(chunks),
         )
@@ -129,7 +136,9 @@ class GRPOAlgorithm(RLAlgorithm):
         The order of the minibatches depends on `optimization_step` alone, so a resumed run repeats it.
         """
         groups: list[Group] = next(batch_iterator)
-        replay = Replay.from_groups(groups, self.config)
+        # Dropout and random crops would make other ratios than 1 before the first step.
+        self.actor.policy.eval()
+        replay = Replay.from_groups(groups, self.config, self.actor.adapter.first_step)
         generator = torch.Generator().manual_seed(self.optimization_step)
         self.optimization_step += 1
         if replay is None:
@@ -149,7 +158,7 @@ class GRPOAlgorithm(RLAlgorithm):
     def _encode(self, replay: Replay) -> Any:
         device = self.actor.policy.config.device
         observations = {key: value.to(device) for key, value in replay.observations.items()}
-        return self.actor.policy.encode(self.actor.model_input(observations, replay.instructions))
+        return self.actor.adapter.encode(self.actor.model_input(observations, replay.instructions))
 
     def _record(self, replay: Replay) -> dict[str, Tensor]:
         device = self.actor.policy.config.device
@@ -162,7 +171,7 @@ class GRPOAlgorithm(RLAlgorithm):
         for index in torch.arange(len(replay)).split(self.config.microbatch_size):
             part = replay[index]
             parts.append(
-                self.estimator.baseline(self.actor.policy, self._encode(part), self._record(part)).cpu()
+                self.estimator.baseline(self.actor.adapter, self._encode(part), self._record(part)).cpu()
             )
         return torch.cat(parts)
 
@@ -171,13 +180,13 @@ class GRPOAlgorithm(RLAlgorithm):
         device = self.actor.policy.config.device
         optimizer = self._optimizers["policy"]
         optimizer.zero_grad()
-        clip_low, clip_high = self.config.clip
+        clip_low, clip_high = self.config.clip_for(self.actor.policy.config)
         total_weight = replay.weights[minibatch].sum()
         means = {"loss": 0.0, "ratio_deviation": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0}
         for index in minibatch.split(self.config.microbatch_size):
             part = replay[index]
             log_ratio = self.estimator.log_ratio(
-                self.actor.policy,
+                self.actor.adapter,
                 self._encode(part),
                 self._record(part),
                 baseline[index].to(device),

@@ -13,12 +13,12 @@ from lerobot.common.train_utils import (
     load_training_state,
     save_checkpoint,
 )
+from lerobot.configs import PreTrainedConfig
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 from safetensors import SafetensorError
 
-from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 
@@ -103,7 +103,7 @@ def restore(checkpoint: Path, algorithm: GRPOAlgorithm) -> int:
     return iteration
 
 
-def decide_push(policy: SmoothVLAConfig, overrides: Sequence[str]) -> None:
+def decide_push(policy: PreTrainedConfig, overrides: Sequence[str]) -> None:
     """Push where the command line says, never where the warm start says that it was pushed itself.
 
     Args:

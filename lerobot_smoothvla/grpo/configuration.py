@@ -10,12 +10,18 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.rl.algorithms.configs import RLAlgorithmConfig
 
-from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio, RatioEstimator
+from lerobot_smoothvla.flow.adapters import adapter_class
+from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio, PosteriorRatio, RatioEstimator
 from lerobot_smoothvla.grpo.objective import AdvantageMode, NegativeSide
 from lerobot_smoothvla.jerk_reward import JerkRewardConfig
 
-DEFAULT_CLIP = {"flow_matching": (0.05, 0.05), "flow_sde": (0.2, 0.28)}
+Ratio = Literal["auto", "flow_matching", "flow_sde", "posterior"]
+
+DEFAULT_CLIP = {"flow_matching": (0.05, 0.05), "flow_sde": (0.2, 0.28), "posterior": (0.2, 0.28)}
 """Clip (low, high) of each ratio estimator: FPO++'s, and the common one for exact ratios."""
+
+DEFAULT_NOISE_LEVEL = {"flow_sde": 0.2, "posterior": 0.1}
+"""Of a policy whose config has none of its own; the least std of DPPO (arXiv 2409.00588)."""
 
 
 @RLAlgorithmConfig.register_subclass("grpo")
@@ -25,7 +31,14 @@ class GRPOConfig(RLAlgorithmConfig):
 
     Attributes:
         ratio: `flow_matching` (rollouts are the noise-free ODE that is deployed) or `flow_sde` (exact
-            log-probabilities; the exploration settings are the policy config's).
+            log-probabilities) for a flow policy, `posterior` (exact ones, too) for a diffusion policy. `auto`
+            takes `flow_matching` or `posterior` by the policy.
+        noise_level: Of `flow_sde`, `a` in σ = a·√(t/(1−t)); of `posterior`, the least std of a step in the
+            normalised action space. None takes the policy config's where it has one, else 0.2 or 0.1.
+        noise_length: Correlation length of the exploration noise along the chunk, control steps; 0 is white.
+            None, here and below, takes the policy config's where it has one, else the default of `smoothvla`.
+        stochastic_steps: `one` random denoising step a chunk explores, or `all`.
+        noise_last_step: Whether the last denoising step may explore: its noise is in the actions as it is.
         n_pairs: (t, ε) pairs a chunk of the flow-matching ratio.
         ratio_scale: Of the flow-matching ratio: a clip of c lets a pair's mean squared velocity error move by
             c / ratio_scale in an iteration. With 50, the sum over a chunk, ratios explode within a few steps.
@@ -38,7 +51,7 @@ class GRPOConfig(RLAlgorithmConfig):
         microbatch_size: Chunks a forward pass: bounds memory, changes nothing else.
         lr: Learning rate of AdamW.
         grad_clip_norm: Largest gradient norm.
-        clip_low: Lower clip distance of the ratio from 1; None takes the estimator's default.
+        clip_low: Lower clip distance of the ratio from 1; None takes the ratio's default.
         clip_high: Upper clip distance.
         negative: How negative advantages are bounded, see `grpo.objective.clipped_objective`.
         negative_weight: Weight of negative advantages in [0, 1].
@@ -48,7 +61,11 @@ class GRPOConfig(RLAlgorithmConfig):
         reward: The jerk reward; its λ is 0 for success alone.
     """
 
-    ratio: Literal["flow_matching", "flow_sde"] = "flow_matching"
+    ratio: Ratio = "auto"
+    noise_level: float | None = None
+    noise_length: float | None = None
+    stochastic_steps: str | None = None
+    noise_last_step: bool | None = None
     n_pairs: int = 4
     ratio_scale: float = 5.0
     group_size: int = 8
@@ -74,17 +91,16 @@ class GRPOConfig(RLAlgorithmConfig):
         Raises:
             ValueError: If a setting is out of its range.
         """
-        choices = {
-            "ratio": DEFAULT_CLIP,
+        choices: dict[str, Any] = {
+            "ratio": get_args(Ratio),
             "negative": get_args(NegativeSide),
             "advantage": get_args(AdvantageMode),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` should be one of {sorted(allowed)}, got {getattr(self, name)!r}.")
-        low, high = DEFAULT_CLIP[self.ratio]
-        clip_low = self.clip_low = low if self.clip_low is None else self.clip_low
-        self.clip_high = high if self.clip_high is None else self.clip_high
+                raise ValueError(
+                    f"`{name}` should be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}."
+                )
         if self.group_size < 2:
             raise ValueError(
                 f"`group_size` should be at least 2, got {self.group_size}: GRPO compares the rollouts of a "
@@ -100,39 +116,63 @@ class GRPOConfig(RLAlgorithmConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` should be at least 1, got {getattr(self, name)}.")
         for name in ("lr", "ratio_scale", "grad_clip_norm", "clip_high", "std_floor"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` should be positive, got {getattr(self, name)}.")
-        if not 0 < clip_low < 1:
-            raise ValueError(f"`clip_low` should be in (0, 1), got {clip_low}.")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` should be positive, got {value}.")
+        if self.clip_low is not None and not 0 < self.clip_low < 1:
+            raise ValueError(f"`clip_low` should be in (0, 1), got {self.clip_low}.")
         if not 0 <= self.negative_weight <= 1:
             raise ValueError(f"`negative_weight` should be in [0, 1], got {self.negative_weight}.")
         if not 0 <= self.kl_weight < math.inf:
             raise ValueError(f"`kl_weight` should be at least 0, got {self.kl_weight}.")
-
-    @property
-    def clip(self) -> tuple[float, float]:
-        """(low, high) clip distance of the ratio from 1."""
-        assert self.clip_low is not None and self.clip_high is not None
-        return self.clip_low, self.clip_high
 
     @classmethod
     def from_policy_config(cls, policy_cfg: Any) -> Self:
         """The defaults, for LeRobot's factory."""
         return cls()
 
-    def estimator(self, policy_config: Any) -> RatioEstimator:
-        """The ratio estimator, with the policy's exploration settings.
+    def ratio_for(self, policy_config: Any) -> str:
+        """The ratio of a policy: the one that was asked for, else its default.
 
         Raises:
-            ValueError: If `flow_sde` is asked of a policy whose noise level is 0.
+            ValueError: If the policy has no adapter, or its adapter does not know the ratio.
         """
-        if self.ratio == "flow_matching":
+        known = adapter_class(policy_config).ratios
+        if self.ratio not in ("auto", *known):
+            raise ValueError(
+                f"`ratio` of a policy of type '{policy_config.type}' should be one of {', '.join(known)}, "
+                f"got '{self.ratio}'; leave --algorithm.ratio out for '{known[0]}'."
+            )
+        return known[0] if self.ratio == "auto" else self.ratio
+
+    def clip_for(self, policy_config: Any) -> tuple[float, float]:
+        """(low, high) clip distance of the ratio from 1."""
+        low, high = DEFAULT_CLIP[self.ratio_for(policy_config)]
+        return (
+            low if self.clip_low is None else self.clip_low,
+            high if self.clip_high is None else self.clip_high,
+        )
+
+    def estimator(self, policy_config: Any) -> RatioEstimator:
+        """The ratio estimator of a policy, with these exploration settings, else the policy's own.
+
+        Raises:
+            ValueError: If the ratio does not suit the policy, or explores with a noise level of 0.
+        """
+        ratio = self.ratio_for(policy_config)
+        if ratio == "flow_matching":
             return FlowMatchingRatio(n_pairs=self.n_pairs, scale=self.ratio_scale)
-        return FlowSDERatio(
-            level=policy_config.noise_level,
-            stochastic_steps=policy_config.stochastic_steps,
-            noise_length=policy_config.noise_length,
-            skip_last=not policy_config.noise_last_step,
+
+        def setting(name: str, default: Any) -> Any:
+            own = getattr(self, name)
+            return getattr(policy_config, name, default) if own is None else own
+
+        estimator = FlowSDERatio if ratio == "flow_sde" else PosteriorRatio
+        return estimator(
+            level=setting("noise_level", DEFAULT_NOISE_LEVEL[ratio]),
+            stochastic_steps=setting("stochastic_steps", "one"),
+            noise_length=setting("noise_length", 0.0),
+            skip_last=not setting("noise_last_step", False),
         )
 
 

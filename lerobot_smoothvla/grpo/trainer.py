@@ -123,9 +123,7 @@ class GRPOTrainer:
         episodes = self._roll_out(starts)
         rolled_out = time.perf_counter()
         groups = self._score(episodes)
-        self.algorithm.actor.policy.train()
         stats = self.algorithm.update(iter([groups]))
-        self.algorithm.actor.policy.eval()
         self.engine.load_weights(self.algorithm.actor.policy)
         self.iteration += 1
         metrics = {

@@ -5,8 +5,10 @@ Dims: C policy calls, H steps a chunk, P padded action dimensions, A real ones, 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +19,8 @@ from lerobot.processor import PolicyProcessorPipeline
 from torch import Tensor
 
 from lerobot_smoothvla.episode import Episode, Start
-from lerobot_smoothvla.flow.sampling import FlowSample
+from lerobot_smoothvla.flow.adapters import PolicyAdapter, adapt
+from lerobot_smoothvla.flow.sampling import ChunkSample
 
 if TYPE_CHECKING:
     # Importing LIBERO loads MuJoCo, and asks a question where it was not prepared.
@@ -25,11 +28,11 @@ if TYPE_CHECKING:
 
 
 class Sampler(Protocol):
-    """How a chunk is drawn: any `RatioEstimator`, or `OdeSampler`."""
+    """How a chunk is drawn: any `RatioEstimator`, or `DeployedSampler`."""
 
     def sample(
         self, policy: Any, context: Any, generator: torch.Generator, batch_size: int = 1
-    ) -> FlowSample:
+    ) -> ChunkSample:
         """Chunks (B, H, P) and what a replay needs."""
         ...
 
@@ -56,7 +59,7 @@ class Actor:
     """A policy with its processors, ready to act.
 
     Attributes:
-        policy: A `FlowPolicy`.
+        policy: LeRobot's.
         preprocessor: Observation to model input.
         postprocessor: Model output to action.
     """
@@ -65,11 +68,17 @@ class Actor:
     preprocessor: PolicyProcessorPipeline[Any, Any]
     postprocessor: PolicyProcessorPipeline[Any, Any]
 
+    @cached_property
+    def adapter(self) -> PolicyAdapter:
+        """The policy behind the seam."""
+        return adapt(self.policy)
+
     def model_input(self, observations: Observation, instructions: list[str]) -> dict[str, Tensor]:
-        """Preprocessed batch for `FlowPolicy.encode`.
+        """Preprocessed batch for `ChunkPolicy.encode`.
 
         Args:
-            observations: Images (B, 3, h, w) uint8 and state (B, S), as an `Episode` keeps them.
+            observations: Images (B, 3, h, w) uint8 and state (B, S), as an `Episode` keeps them; (B, N, ...)
+                for a policy that reads the last N > 1 control steps.
             instructions: B task strings.
         """
         batch: dict[str, Any] = {
@@ -79,8 +88,12 @@ class Actor:
         return self.preprocessor({**batch, "task": instructions})
 
     def env_actions(self, chunks: Tensor) -> Tensor:
-        """(B, H, P) sampled chunks to (B, H, A) actions of the environment, float32 on the CPU."""
-        return self.postprocessor(chunks[..., : self.policy.action_dim]).float().cpu()
+        """(B, H, P) sampled chunks to (B, n, A) actions of the environment, float32 on the CPU.
+
+        They begin at the chunk's first executed step. Relative actions count from the state of the last
+        `model_input`.
+        """
+        return self.postprocessor(self.adapter.to_actions(chunks)).float().cpu()
 
 
 def run_episode(
@@ -97,24 +110,26 @@ def run_episode(
         request: What to run.
         on_frame: Called with LeRobot's raw observation after every control step; needs every frame rendered.
     """
-    policy = actor.policy
-    generator = torch.Generator(policy.config.device).manual_seed(request.noise_seed)
-    observation: Observation | None = env.reset_to(request.start)
+    config, adapter = actor.policy.config, actor.adapter
+    generator = torch.Generator(config.device).manual_seed(request.noise_seed)
+    # What the policy has seen of the last control steps; before the first one it has always seen the same.
+    seen = deque([env.reset_to(request.start)] * config.n_obs_steps, maxlen=config.n_obs_steps)
     positions, observations, samples, executed, actions = [env.position[None]], [], [], [], []
-    success = False
-    while observation is not None:
-        batch = {key: value[None] for key, value in observation.items()}
+    done = success = False
+    while not done:
+        batch = _batch(seen)
         with torch.no_grad():
-            context = policy.encode(actor.model_input(batch, [env.task_description]))
-            sample = request.sampler.sample(policy, context, generator)
-        chunk = actor.env_actions(sample.actions)[0, : policy.config.n_action_steps]
-        outcome = env.step_chunk(chunk.numpy(), on_frame)
+            context = adapter.encode(actor.model_input(batch, [env.task_description]))
+            sample = request.sampler.sample(adapter, context, generator)
+        chunk = actor.env_actions(sample.actions)[0, : config.n_action_steps]
+        outcome = env.step_chunk(chunk.numpy(), on_frame, config.n_obs_steps)
         observations.append(batch)
         samples.append(sample)
         executed.append(outcome.n_steps)
         actions.append(chunk[: outcome.n_steps])
         positions.append(outcome.positions)
-        observation, success = outcome.observation, outcome.success
+        seen.extend(outcome.frames)
+        done, success = outcome.done, outcome.success
     return Episode(
         start=request.start,
         instruction=env.task_description,
@@ -128,6 +143,13 @@ def run_episode(
         success=success,
         max_steps=env.max_steps,
     )
+
+
+def _batch(frames: Sequence[Observation]) -> Observation:
+    """One row of a batch: the frame, or where there are several all of them, in a dimension of their own."""
+    if len(frames) == 1:
+        return {key: value[None] for key, value in frames[0].items()}
+    return {key: torch.stack([frame[key] for frame in frames])[None] for key in frames[0]}
 
 
 def _concatenate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -3,13 +3,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from lerobot.configs import FeatureType, PolicyFeature
+from builders import TINY_SMOOTHVLA, save_checkpoint
 
 from lerobot_smoothvla.cli.main import main
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
-from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
-from lerobot_smoothvla.processor_smoothvla import make_smoothvla_pre_post_processors
 
 ENV = ("--env.type=libero", "--env.task=libero_object", "--env.task_ids=[0]", "--env.episode_length=16")
 ENV += ("--env.observation_height=64", "--env.observation_width=64")
@@ -18,30 +15,10 @@ ENV += ("--env.observation_height=64", "--env.observation_width=64")
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two policies with random weights."""
-    image = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
-    config = SmoothVLAConfig(
-        vlm_model_name="smoothvla_tiny",
-        chunk_size=8,
-        n_action_steps=8,
-        num_steps=2,
-        max_action_dim=7,
-        max_state_dim=8,
-        resize_imgs_with_padding=(64, 64),
-        num_vlm_layers=2,
-        device="cpu",
-        input_features={
-            "observation.images.image": image,
-            "observation.images.image2": image,
-            "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
-        },
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
-    )
-    paths = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        paths.append(tmp_path_factory.mktemp("checkpoints") / f"policy_{seed}")
-        for part in (SmoothVLAPolicy(config), *make_smoothvla_pre_post_processors(config)):
-            part.save_pretrained(paths[-1])
+    directory = tmp_path_factory.mktemp("checkpoints")
+    paths = [directory / f"policy_{seed}" for seed in (0, 1)]
+    for seed, path in enumerate(paths):
+        save_checkpoint(path, SmoothVLAConfig(**TINY_SMOOTHVLA), seed=seed)
     return paths
 
 
@@ -82,7 +59,7 @@ def test_two_checkpoints_are_compared_on_the_same_starts(checkpoints, tmp_path, 
         (["--compare.path=no/such/policy"], "There is no checkpoint 'no/such/policy'"),
         (["--eval.n_workers=-1"], "`n_workers` should be at least 0, got -1"),
         (["--eval.n_episode=3"], "--eval.n_episode=3"),
-        (["--policy.n_action_steps=0"], "`n_action_steps` should be in [1, 8]"),
+        (["--policy.n_action_steps=0"], "`n_action_steps` should be at least 1"),
     ],
 )
 def test_bad_input_is_one_paragraph_before_anything_is_written(

@@ -8,39 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from builders import IMAGE, LIBERO_FEATURES, TINY_SMOOTHVLA, save_checkpoint
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.act.configuration_act import ACTConfig
 
 from lerobot_smoothvla.cli.main import main
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
-from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
-from lerobot_smoothvla.processor_smoothvla import make_smoothvla_pre_post_processors
-
-IMAGE = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
-STATE = PolicyFeature(FeatureType.STATE, (8,))
-INPUTS = {"observation.images.image": IMAGE, "observation.images.image2": IMAGE, "observation.state": STATE}
-OUTPUTS = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy with random weights that fits LIBERO."""
-    config = SmoothVLAConfig(
-        vlm_model_name="smoothvla_tiny",
-        chunk_size=8,
-        n_action_steps=8,
-        num_steps=2,
-        max_action_dim=7,
-        max_state_dim=8,
-        resize_imgs_with_padding=(64, 64),
-        num_vlm_layers=2,
-        device="cpu",
-        input_features=INPUTS,
-        output_features=OUTPUTS,
-    )
     path = tmp_path_factory.mktemp("checkpoint")
-    for part in (SmoothVLAPolicy(config), *make_smoothvla_pre_post_processors(config)):
-        part.save_pretrained(path)
+    save_checkpoint(path, SmoothVLAConfig(**TINY_SMOOTHVLA))
     return path
 
 
@@ -81,7 +61,10 @@ def refused(
         (["--algorithm.init_states=[0,60]"], "0 <= first < end <= 50"),
         (["--algorithm.group_size=1"], "`group_size` should be at least 2, got 1"),
         (["--algorithm.reward.weight=-1"], "`weight` (λ) should be ≥ 0, got -1"),
-        (["--algorithm.ratio=exact"], "invalid choice: 'exact' (choose from 'flow_matching', 'flow_sde')"),
+        (
+            ["--algorithm.ratio=exact"],
+            "invalid choice: 'exact' (choose from 'auto', 'flow_matching', 'flow_sde', 'posterior')",
+        ),
         (["--algorithm.lr=fast"], "`algorithm.lr`: Couldn't parse 'fast' into a float"),
         (["--algorithm.groupsize=8"], "unrecognized arguments: --algorithm.groupsize=8"),
         (["--policy.type=smoothvla"], "Cannot specify both --policy.path and --policy.type"),
@@ -118,14 +101,14 @@ def test_a_run_needs_a_warm_start(refused):
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(refused, tmp_path, features, message):
-    features = {"input_features": INPUTS, "output_features": OUTPUTS, **features}
+    features = {**LIBERO_FEATURES, **features}
     SmoothVLAConfig(device="cpu", **features).save_pretrained(tmp_path / "other")
     assert message in refused(f"--policy.path={tmp_path / 'other'}")
 
 
 def test_a_checkpoint_of_another_type_is_refused(refused, tmp_path):
-    ACTConfig(device="cpu", input_features=INPUTS, output_features=OUTPUTS).save_pretrained(tmp_path / "act")
-    assert "is of type 'act'" in refused(f"--policy.path={tmp_path / 'act'}")
+    ACTConfig(device="cpu", **LIBERO_FEATURES).save_pretrained(tmp_path / "act")
+    assert "type 'act' has no adapter" in refused(f"--policy.path={tmp_path / 'act'}")
 
 
 @pytest.mark.parametrize("stands", ["directory", "file"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
+from builders import TINY_SMOOTHVLA
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.envs.configs import PushtEnv
 
@@ -285,24 +285,7 @@ def test_videos_are_of_the_first_episodes_of_each_task(tmp_path):
 @pytest.fixture(scope="module")
 def engine() -> Iterator[RolloutEngine]:
     torch.manual_seed(0)
-    image = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
-    config = SmoothVLAConfig(
-        vlm_model_name="smoothvla_tiny",
-        chunk_size=8,
-        n_action_steps=8,
-        num_steps=2,
-        max_action_dim=7,
-        max_state_dim=8,
-        resize_imgs_with_padding=(64, 64),
-        num_vlm_layers=2,
-        device="cpu",
-        input_features={
-            "observation.images.image": image,
-            "observation.images.image2": image,
-            "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
-        },
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
-    )
+    config = SmoothVLAConfig(**TINY_SMOOTHVLA)
     actor = Actor(SmoothVLAPolicy(config).eval(), *make_smoothvla_pre_post_processors(config))
     engine = make_engine(ENV, actor, n_workers=0)
     yield engine

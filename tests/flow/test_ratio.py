@@ -38,7 +38,7 @@ class Context:
 class MLPFlow(nn.Module):
     """v(x_t, t) of a chunk from one observation number."""
 
-    chunk_size, padded_action_dim, action_dim, num_steps = H, P, A, K
+    chunk_size, padded_action_dim, action_dim, num_steps, first_step = H, P, A, K, 0
 
     def __init__(self):
         super().__init__()
@@ -50,6 +50,9 @@ class MLPFlow(nn.Module):
 
     def velocity(self, context, x_t, t):
         return self.net(torch.cat([x_t.flatten(1), t[:, None], context.features], dim=1)).view_as(x_t)
+
+    def denoise(self, context, noise, generator):
+        return integrate_ode(self, context, noise)
 
 
 def observe(n):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
+from builders import TINY_SMOOTHVLA
 from lerobot.rl.algorithms.base import RLAlgorithm
 from lerobot.rl.algorithms.configs import TrainingStats
 from torch import Tensor
@@ -21,27 +21,7 @@ from lerobot_smoothvla.processor_smoothvla import make_smoothvla_pre_post_proces
 from lerobot_smoothvla.rollout.engine import Actor
 
 RATIOS = ("flow_matching", "flow_sde")
-IMAGE = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
-POLICY = SmoothVLAConfig(
-    vlm_model_name="smoothvla_tiny",
-    load_vlm_weights=False,
-    chunk_size=8,
-    n_action_steps=8,
-    num_steps=3,
-    max_action_dim=7,
-    max_state_dim=8,
-    resize_imgs_with_padding=(64, 64),
-    freeze_vision_encoder=False,
-    train_expert_only=False,
-    num_vlm_layers=2,
-    device="cpu",
-    input_features={
-        "observation.images.image": IMAGE,
-        "observation.images.image2": IMAGE,
-        "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
-    },
-    output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
-)
+POLICY = SmoothVLAConfig(**TINY_SMOOTHVLA | {"num_steps": 3})
 
 
 def algorithm(**settings) -> GRPOAlgorithm:
@@ -61,7 +41,7 @@ def sampled_episode(algorithm: GRPOAlgorithm, seed: int, executed: Sequence[int]
         "observation.state": torch.randn(len(executed), 8, generator=generator),
     }
     observations = {k: v.to(torch.uint8) if "images" in k else v for k, v in observations.items()}
-    policy, samples = algorithm.actor.policy, []
+    policy, samples = algorithm.actor.adapter, []
     for call in range(len(executed)):
         batch = {key: value[call : call + 1] for key, value in observations.items()}
         with torch.no_grad():
@@ -113,7 +93,7 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 def log_ratio(algorithm: GRPOAlgorithm, baseline: Tensor, replay: Replay) -> Tensor:
     with torch.no_grad():
         return algorithm.estimator.log_ratio(
-            algorithm.actor.policy, algorithm._encode(replay), replay.record, baseline, replay.executed
+            algorithm.actor.adapter, algorithm._encode(replay), replay.record, baseline, replay.executed
         ).mean(1)
 
 

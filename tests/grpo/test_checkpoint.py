@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature
+from builders import TINY_SMOOTHVLA, save_checkpoint
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
@@ -20,8 +20,6 @@ from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOConfig, GRPOPipelineConfig
-from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
-from lerobot_smoothvla.processor_smoothvla import make_smoothvla_pre_post_processors
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -29,27 +27,8 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture(scope="module")
 def warm_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy with random weights, trained on `me/demonstrations` as its training config says."""
-    image = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
-    config = SmoothVLAConfig(
-        vlm_model_name="smoothvla_tiny",
-        chunk_size=8,
-        n_action_steps=8,
-        num_steps=2,
-        max_action_dim=7,
-        max_state_dim=8,
-        resize_imgs_with_padding=(64, 64),
-        num_vlm_layers=2,
-        device="cpu",
-        input_features={
-            "observation.images.image": image,
-            "observation.images.image2": image,
-            "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
-        },
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
-    )
     path = tmp_path_factory.mktemp("warm_start")
-    for part in (SmoothVLAPolicy(config), *make_smoothvla_pre_post_processors(config)):
-        part.save_pretrained(path)
+    save_checkpoint(path, SmoothVLAConfig(**TINY_SMOOTHVLA))
     (path / "train_config.json").write_text(json.dumps({"dataset": {"repo_id": "me/demonstrations"}}))
     return path
 

@@ -72,9 +72,10 @@ def test_a_negative_weight_of_smoothness_is_rejected():
 @pytest.mark.parametrize(("ratio", "clip"), [("flow_matching", (0.05, 0.05)), ("flow_sde", (0.2, 0.28))])
 def test_each_estimator_has_its_own_clip_that_a_setting_overrides(ratio, clip):
     config = GRPOConfig(ratio=ratio)
-    assert config.clip == clip
-    assert GRPOConfig(ratio=ratio, clip_low=0.3, clip_high=0.4).clip == (0.3, 0.4)
-    assert GRPOConfig(ratio=ratio, clip_low=0.3).clip == (0.3, clip[1])
+    policy = SmoothVLAConfig()
+    assert config.clip_for(policy) == clip
+    assert GRPOConfig(ratio=ratio, clip_low=0.3, clip_high=0.4).clip_for(policy) == (0.3, 0.4)
+    assert GRPOConfig(ratio=ratio, clip_low=0.3).clip_for(policy) == (0.3, clip[1])
 
 
 def test_the_estimator_takes_its_exploration_from_the_policy():
@@ -159,4 +160,4 @@ def test_flags_reach_every_level():
     )
     assert config.algorithm.init_states == (2, 5)
     assert config.algorithm.reward == JerkRewardConfig(weight=0.1, reference={"libero_object/0": 3.5})
-    assert (config.algorithm.clip_low, config.algorithm.clip_high) == (0.05, 0.5)
+    assert (config.algorithm.clip_low, config.algorithm.clip_high) == (None, 0.5)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from builders import TINY_SMOOTHVLA, save_checkpoint
+from lerobot.configs import PreTrainedConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.policies import make_policy
 from lerobot.rl.algorithms.configs import TrainingStats
@@ -24,8 +25,6 @@ from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.grpo.trainer import iteration_metrics, sample_starts
-from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
-from lerobot_smoothvla.processor_smoothvla import make_smoothvla_pre_post_processors
 
 BIN = Path(sys.executable).parent
 ENV = ("--env.type=libero", "--env.task=libero_object", "--env.task_ids=[0]", "--env.episode_length=16")
@@ -106,32 +105,8 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 @pytest.fixture(scope="module")
 def warm_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy with random weights."""
-    image = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
-    config = SmoothVLAConfig(
-        vlm_model_name="smoothvla_tiny",
-        load_vlm_weights=False,
-        chunk_size=8,
-        n_action_steps=8,
-        num_steps=2,
-        max_action_dim=7,
-        max_state_dim=8,
-        resize_imgs_with_padding=(64, 64),
-        freeze_vision_encoder=False,
-        train_expert_only=False,
-        num_vlm_layers=2,
-        device="cpu",
-        repo_id="me/warm-start",
-        input_features={
-            "observation.images.image": image,
-            "observation.images.image2": image,
-            "observation.state": PolicyFeature(FeatureType.STATE, (8,)),
-        },
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (7,))},
-    )
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("warm_start")
-    for part in (SmoothVLAPolicy(config), *make_smoothvla_pre_post_processors(config)):
-        part.save_pretrained(path)
+    save_checkpoint(path, SmoothVLAConfig(**TINY_SMOOTHVLA, repo_id="me/warm-start"))
     return path
 
 

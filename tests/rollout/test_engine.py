@@ -15,7 +15,7 @@ from lerobot.policies import make_pre_post_processors
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.episode import Episode, Start
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio
-from lerobot_smoothvla.flow.sampling import OdeSampler
+from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest
 from lerobot_smoothvla.rollout.local import ProcessEngine, SerialWorker, make_actor, make_engine
@@ -24,7 +24,7 @@ PRESET = Path(__file__).parents[2] / "configs" / "policy" / "smoothvla_tiny.yaml
 CHUNK, HORIZON = 4, 10
 A = Start("libero_object", task_id=0, init_state=3, seed=7)
 B = Start("libero_object", task_id=0, init_state=5, seed=1)
-ODE, SDE = OdeSampler(), FlowSDERatio(level=0.3)
+ODE, SDE = DeployedSampler(), FlowSDERatio(level=0.3)
 REQUESTS = [
     RolloutRequest(A, 0, ODE),
     RolloutRequest(A, 1, ODE),
