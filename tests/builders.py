@@ -1,5 +1,6 @@
 """Small policies with random weights that several test modules build; needs LeRobot, not this package."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ LIBERO_INPUTS = {
 }
 LIBERO_OUTPUTS = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
 LIBERO_FEATURES: dict[str, Any] = {"input_features": LIBERO_INPUTS, "output_features": LIBERO_OUTPUTS}
+TASK = "pick up the milk"
 LIBERO_STATS = {
     "observation.state": {"mean": torch.zeros(8), "std": torch.ones(8)},
     "action": {"mean": torch.zeros(7), "std": torch.ones(7)},
@@ -61,3 +63,134 @@ def save_checkpoint(
     for part in (policy, *processors):
         part.save_pretrained(path)
     return policy
+
+
+def byte_tokenizer() -> Any:
+    """A tokenizer of single bytes, with SmolVLM's special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {
+        "pad_token": "<pad>",
+        "eos_token": "<end>",
+        "image_token": "<image>",
+        "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+        "end_of_utterance_token": "<end_of_utterance>",
+    }
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*special.values(), *alphabet])}
+    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    extra = {name: special[name] for name in list(special)[2:]}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytes_only, pad_token="<pad>", eos_token="<end>", extra_special_tokens=extra
+    )
+
+
+def write_tiny_smolvlm(directory: Path) -> Path:
+    """Write a random SmolVLM (0.1 M parameters), its processor and a byte tokenizer into `directory`."""
+    from transformers import (
+        LlamaConfig,
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+        SmolVLMImageProcessor,
+        SmolVLMProcessor,
+        SmolVLMVideoProcessor,
+    )
+    from transformers.models.smolvlm import SmolVLMVisionConfig
+
+    tokenizer = byte_tokenizer()
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=16,
+        pad_token_id=0,
+    )
+    vision = SmolVLMVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=16,
+    )
+    config = SmolVLMConfig(
+        text_config=text,
+        vision_config=vision,
+        scale_factor=2,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=0,
+    )
+    SmolVLMForConditionalGeneration(config).save_pretrained(directory)
+    SmolVLMProcessor(SmolVLMImageProcessor(), tokenizer, SmolVLMVideoProcessor()).save_pretrained(directory)
+    return directory
+
+
+def tiny_smoothvla(directory: Path) -> PreTrainedPolicy:
+    """On the embedded backbone."""
+    import lerobot_policy_smoothvla  # noqa: F401
+    from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+
+    return save_checkpoint(directory, SmoothVLAConfig(**TINY_SMOOTHVLA))
+
+
+def tiny_smolvla(directory: Path) -> PreTrainedPolicy:
+    """On a random SmolVLM beside it; all of it trainable, with padded actions."""
+    from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
+
+    config = SmolVLAConfig(
+        vlm_model_name=str(write_tiny_smolvlm(directory / "smolvlm")),
+        load_vlm_weights=False,
+        train_expert_only=False,
+        freeze_vision_encoder=False,
+        num_vlm_layers=2,
+        chunk_size=6,
+        n_action_steps=4,
+        num_steps=3,
+        max_action_dim=10,
+        max_state_dim=12,
+        resize_imgs_with_padding=(64, 64),
+        tokenizer_max_length=16,
+        device="cpu",
+        **LIBERO_FEATURES,
+    )
+    return save_checkpoint(directory, config)
+
+
+POLICIES: dict[str, Callable[[Path], PreTrainedPolicy]] = {
+    "smoothvla": tiny_smoothvla,
+    "smolvla": tiny_smolvla,
+}
+"""Each writes a checkpoint that fits LIBERO into a directory and returns its policy in evaluation mode."""
+
+
+def random_observation(config: PreTrainedConfig, n: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """n observations that fit a policy, as an `Episode` keeps them: images uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    history = () if config.n_obs_steps == 1 else (config.n_obs_steps,)
+    return {
+        key: torch.randint(0, 256, (n, *history, *feature.shape), generator=generator, dtype=torch.uint8)
+        if feature.type is FeatureType.VISUAL
+        else torch.randn(n, *history, *feature.shape, generator=generator)
+        for key, feature in config.input_features.items()
+    }
+
+
+def act(policy: PreTrainedPolicy, preprocessor: Any, postprocessor: Any) -> torch.Tensor:
+    """The first action of an episode by LeRobot's own interface, always with the same noise."""
+    observation = {
+        key: value.float() / 255 if value.dtype == torch.uint8 else value
+        for key, value in random_observation(policy.config, 1).items()
+    }
+    if policy.config.n_obs_steps > 1:  # The policy keeps the history itself.
+        observation = {key: value[:, -1] for key, value in observation.items()}
+    policy.reset()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        return postprocessor(policy.select_action(preprocessor({**observation, "task": [TASK]})))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 
+import episodes
 import pytest
 import torch
 from builders import TINY_SMOOTHVLA
@@ -12,7 +13,7 @@ from lerobot.rl.algorithms.configs import TrainingStats
 from torch import Tensor
 
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
-from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
+from lerobot_smoothvla.episode import Group
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm, Replay
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.grpo.objective import group_advantages
@@ -32,49 +33,8 @@ def algorithm(**settings) -> GRPOAlgorithm:
     return GRPOAlgorithm(Actor(policy, *make_smoothvla_pre_post_processors(POLICY)), GRPOConfig(**settings))
 
 
-def sampled_episode(algorithm: GRPOAlgorithm, seed: int, executed: Sequence[int]) -> Episode:
-    """An episode that the policy sampled, one call for each entry of `executed`, as a rollout does."""
-    generator = torch.Generator().manual_seed(seed)
-    observations = {
-        "observation.images.image": torch.randint(0, 256, (len(executed), 3, 64, 64), generator=generator),
-        "observation.images.image2": torch.randint(0, 256, (len(executed), 3, 64, 64), generator=generator),
-        "observation.state": torch.randn(len(executed), 8, generator=generator),
-    }
-    observations = {k: v.to(torch.uint8) if "images" in k else v for k, v in observations.items()}
-    policy, samples = algorithm.actor.adapter, []
-    for call in range(len(executed)):
-        batch = {key: value[call : call + 1] for key, value in observations.items()}
-        with torch.no_grad():
-            context = policy.encode(algorithm.actor.model_input(batch, ["pick up the milk"]))
-        samples.append(algorithm.estimator.sample(policy, context, generator))
-    chunks = torch.cat([sample.actions for sample in samples])
-    actions = torch.cat([chunk[:n] for chunk, n in zip(chunks, executed, strict=True)])
-    return Episode(
-        start=Start("libero_object", 0, 0, 0),
-        instruction="pick up the milk",
-        observations=observations,
-        record={key: torch.cat([sample.record[key] for sample in samples]) for key in samples[0].record},
-        chunks=chunks,
-        executed=torch.tensor(executed),
-        actions=actions,
-        positions=torch.zeros(len(actions) + 1, 3),
-        dt=0.05,
-        success=False,
-        max_steps=100,
-    )
-
-
 def sampled_group(algorithm: GRPOAlgorithm, success: Sequence[int] = (1, 0, 1, 0), seed: int = 0) -> Group:
-    """Episodes of different lengths with given outcomes."""
-    lengths = ([8, 8], [8, 5], [3], [8, 8, 2])
-    scored = []
-    for index, solved in enumerate(success):
-        episode = replace(
-            sampled_episode(algorithm, 100 * seed + index, lengths[index % 4]), success=bool(solved)
-        )
-        smoothness = 0.2 + 0.1 * index
-        scored.append(ScoredEpisode(episode, float(solved), smoothness, solved * (1 + 0.5 * smoothness)))
-    return Group(tuple(scored))
+    return episodes.sampled_group(algorithm.actor, algorithm.estimator, success, seed=seed)
 
 
 def update(algorithm: GRPOAlgorithm, *groups: Group) -> TrainingStats:

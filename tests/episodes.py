@@ -1,0 +1,53 @@
+"""Episodes as rollouts leave them, without a simulator: what a policy samples for random observations."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from builders import random_observation
+
+from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
+from lerobot_smoothvla.rollout.engine import Actor
+
+INSTRUCTION = "pick up the milk"
+
+
+def sampled_episode(actor: Actor, estimator: Any, seed: int, executed: Sequence[int]) -> Episode:
+    """An episode of one policy call for each entry of `executed`, the steps run of its chunk."""
+    generator = torch.Generator().manual_seed(seed)
+    observations = random_observation(actor.policy.config, len(executed), seed)
+    samples, actions = [], []
+    for call, n_steps in enumerate(executed):
+        one = {key: value[call : call + 1] for key, value in observations.items()}
+        with torch.no_grad():
+            context = actor.adapter.encode(actor.model_input(one, [INSTRUCTION]))
+            samples.append(estimator.sample(actor.adapter, context, generator))
+        actions.append(actor.env_actions(samples[-1].actions)[0, :n_steps])
+    return Episode(
+        start=Start("libero_object", 0, 0, 0),
+        instruction=INSTRUCTION,
+        observations=observations,
+        record={key: torch.cat([sample.record[key] for sample in samples]) for key in samples[0].record},
+        chunks=torch.cat([sample.actions for sample in samples]),
+        executed=torch.tensor(executed),
+        actions=torch.cat(actions),
+        positions=torch.zeros(sum(executed) + 1, 3),
+        dt=0.05,
+        success=False,
+        max_steps=100,
+    )
+
+
+def sampled_group(
+    actor: Actor, estimator: Any, success: Sequence[int] = (1, 0, 1, 0), n_steps: int = 8, seed: int = 0
+) -> Group:
+    """Episodes of different lengths with given outcomes; `n_steps` is the most that run of a chunk."""
+    lengths = ([n_steps, n_steps], [n_steps, n_steps - 1], [n_steps // 2], [n_steps, n_steps, 2])
+    scored = []
+    for index, solved in enumerate(success):
+        episode = sampled_episode(actor, estimator, 100 * seed + index, lengths[index % 4])
+        smoothness = 0.2 + 0.1 * index
+        total = solved * (1 + 0.5 * smoothness)
+        scored.append(ScoredEpisode(replace(episode, success=bool(solved)), float(solved), smoothness, total))
+    return Group(tuple(scored))

@@ -1,0 +1,184 @@
+"""Every adapter holds the same rules, on small random policies; LeRobot's own code is the reference."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from builders import POLICIES, act, random_observation
+from episodes import sampled_group
+
+from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
+from lerobot_smoothvla.flow.adapters import adapt, adapter_class, adapter_types
+from lerobot_smoothvla.flow.adapters.base import FlowAdapter
+from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm, Replay
+from lerobot_smoothvla.grpo.configuration import GRPOConfig
+from lerobot_smoothvla.rollout.engine import Actor
+
+TASKS = ["pick up the milk", "open the drawer"]
+TOLERANCE = {"smoothvla": 0.0, "smolvla": 0.0}
+"""Largest difference between the adapter's noise-free chunk and the policy's own, reached on the CPU."""
+WITHOUT_GRADIENT: dict[str, tuple[str, ...]] = {
+    # The prefix's last hidden state leads nowhere: the expert reads keys and values only.
+    "smoothvla": (),
+    "smolvla": (),
+}
+"""Trainable tensors that no loss reaches, by the end of their names."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=sorted(POLICIES))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def checkpoint(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(name)
+    POLICIES[name](path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def actor(checkpoint: Path) -> Actor:
+    return load_actor(load_actor_config(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def settings(actor: Actor) -> list[dict[str, Any]]:
+    """Settings of every ratio that suits the policy."""
+    ratios = adapter_class(actor.policy.config).ratios
+    return [{"ratio": ratio} for ratio in ratios] + [{"ratio": ratios[-1], "stochastic_steps": "all"}]
+
+
+def test_every_adapter_is_tested():
+    assert set(adapter_types()) <= {policy.split("-")[0] for policy in POLICIES}
+
+
+def test_without_noise_it_is_the_policys_own_sampling(name: str, actor: Actor):
+    policy, adapter = actor.policy, actor.adapter
+    if not isinstance(adapter, FlowAdapter):
+        pytest.skip("A diffusion policy has no ODE; its own test compares its chain with the policy's.")
+    batch = actor.model_input(random_observation(policy.config, 2), TASKS)
+    noise = torch.randn(2, adapter.chunk_size, adapter.padded_action_dim, generator=torch.manual_seed(0))
+    with torch.no_grad():
+        chunk = adapter.to_actions(adapter.denoise(adapter.encode(batch), noise, torch.Generator()))
+        own = policy.predict_action_chunk(batch, noise=noise)
+    assert chunk.dtype == torch.float32
+    assert (chunk - own).abs().max() <= TOLERANCE[name]
+
+
+@pytest.mark.parametrize("microbatch_size", [1, 64])
+@pytest.mark.parametrize("training", [False, True])
+def test_every_ratio_is_one_before_the_first_step(
+    actor: Actor, settings: list[dict[str, Any]], training: bool, microbatch_size: int
+):
+    """Sampled one by one as in a rollout; replayed one by one and batched, whatever mode it is left in."""
+    before = {key: value.clone() for key, value in actor.policy.state_dict().items()}
+    for setting in settings:
+        config = GRPOConfig(**setting, minibatch_size=64, microbatch_size=microbatch_size)
+        algorithm = GRPOAlgorithm(actor, config)
+        group = sampled_group(actor, algorithm.estimator, n_steps=actor.policy.config.n_action_steps)
+        actor.policy.train(training)
+        stats = algorithm.update(iter([[group]]))
+        actor.policy.load_state_dict(before)
+        assert stats.extra["n_minibatches"] == 1
+        assert stats.extra["ratio_deviation"] <= 1e-5, setting
+        assert stats.grad_norms["policy"] > 0
+
+
+def test_every_trainable_tensor_learns_but_those_that_are_named(
+    name: str, actor: Actor, settings: list[dict[str, Any]]
+):
+    algorithm = GRPOAlgorithm(actor, GRPOConfig(**settings[0], minibatch_size=64))
+    group = sampled_group(actor, algorithm.estimator, n_steps=actor.policy.config.n_action_steps)
+    before = {key: value.clone() for key, value in actor.policy.state_dict().items()}
+    algorithm.update(iter([[group]]))
+    actor.policy.load_state_dict(before)
+    idle = [
+        key
+        for key, parameter in actor.policy.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
+    ]
+    assert all(key.endswith(WITHOUT_GRADIENT[name]) for key in idle), idle
+    assert all(any(key.endswith(end) for key in idle) for end in WITHOUT_GRADIENT[name]), idle
+
+
+def test_padding_and_what_is_not_executed_do_not_count(actor: Actor, settings: list[dict[str, Any]]):
+    adapter = actor.adapter
+    for setting in settings:
+        estimator = GRPOConfig(**setting).estimator(actor.policy.config)
+        group = sampled_group(actor, estimator, n_steps=2)
+        replay = Replay.from_groups([group], GRPOConfig(**setting), adapter.first_step)
+        assert replay is not None
+        assert replay.executed.any(0).nonzero().flatten().tolist() == [
+            adapter.first_step,
+            adapter.first_step + 1,
+        ]
+
+
+ACT = """
+import sys
+from pathlib import Path
+import torch
+from builders import act
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies import get_policy_class, make_pre_post_processors
+
+(path,) = sys.argv[1:]
+config = PreTrainedConfig.from_pretrained(path)
+policy = get_policy_class(config.type).from_pretrained(path)
+action = act(policy, *make_pre_post_processors(config, pretrained_path=path))
+assert not any(name.startswith("lerobot_smoothvla") for name in sys.modules)
+torch.save(action, Path(path) / "action.pt")
+"""
+
+
+def test_an_updated_policy_is_saved_as_what_it_was_and_acts_the_same_in_stock_lerobot(
+    name: str, actor: Actor, settings: list[dict[str, Any]], tmp_path: Path
+):
+    """In a process that does not load this package."""
+    if name == "smoothvla":
+        pytest.skip("The type is this package's own.")
+    before = {key: value.clone() for key, value in actor.policy.state_dict().items()}
+    algorithm = GRPOAlgorithm(actor, GRPOConfig(**settings[0], lr=1e-3))
+    algorithm.update(iter([[sampled_group(actor, algorithm.estimator, n_steps=2)]]))
+    for part in (actor.policy, actor.preprocessor, actor.postprocessor):
+        part.save_pretrained(tmp_path)
+    expected = act(actor.policy, actor.preprocessor, actor.postprocessor)
+    actor.policy.load_state_dict(before)
+    assert not torch.equal(act(actor.policy, actor.preprocessor, actor.postprocessor), expected)
+    subprocess.run(
+        [sys.executable, "-c", ACT, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        check=True,
+        timeout=300,
+    )
+    assert torch.equal(torch.load(tmp_path / "action.pt"), expected)
+
+
+def test_a_lerobot_whose_code_has_moved_is_named(actor: Actor, monkeypatch: pytest.MonkeyPatch):
+    path = next(iter(type(actor.adapter).uses))
+    monkeypatch.setattr(type(actor.adapter), "uses", {path: ("no_such_parameter",)})
+    with pytest.raises(RuntimeError, match=rf"`{path}`, which in LeRobot 0\.6\.\d+ does not take no_such"):
+        adapt(actor.policy)
+    monkeypatch.setattr(type(actor.adapter), "uses", {"model.no_such_method": ()})
+    with pytest.raises(RuntimeError, match=r"is not there\. It is known to work with LeRobot 0\.6\.1"):
+        adapt(actor.policy)
+
+
+def test_every_parameter_belongs_to_a_part(actor: Actor):
+    adapter = type(actor.adapter)
+    counts = Counter(adapter.part_of(name) for name, _ in actor.policy.named_parameters())
+    assert set(counts) == {*adapter.parts, "expert"}
