@@ -20,12 +20,14 @@ from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.rollout.engine import Actor
 
 TASKS = ["pick up the milk", "open the drawer"]
-TOLERANCE = {"smoothvla": 0.0, "smolvla": 0.0}
+TOLERANCE = {"smoothvla": 0.0, "smolvla": 0.0, "pi0": 0.0, "pi05": 0.0}
 """Largest difference between the adapter's noise-free chunk and the policy's own, reached on the CPU."""
 WITHOUT_GRADIENT: dict[str, tuple[str, ...]] = {
     # The prefix's last hidden state leads nowhere: the expert reads keys and values only.
     "smoothvla": (),
     "smolvla": (),
+    "pi0": (),
+    "pi05": (),
 }
 """Trainable tensors that no loss reaches, by the end of their names."""
 
@@ -132,12 +134,13 @@ ACT = """
 import sys
 from pathlib import Path
 import torch
-from builders import act
+from builders import act, prepare
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import get_policy_class, make_pre_post_processors
 
 (path,) = sys.argv[1:]
 config = PreTrainedConfig.from_pretrained(path)
+prepare(config.type)
 policy = get_policy_class(config.type).from_pretrained(path)
 action = act(policy, *make_pre_post_processors(config, pretrained_path=path))
 assert not any(name.startswith("lerobot_smoothvla") for name in sys.modules)
