@@ -1,12 +1,14 @@
-"""Small pi0 and pi05 policies. LeRobot fixes the sizes of the real ones, so they are set where it builds them."""
+"""Small pi0 and pi05 policies: LeRobot fixes the real ones' sizes, so they are set where it builds them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from builders import LIBERO_FEATURES, byte_tokenizer, save_checkpoint
+from builders import LIBERO_FEATURES, LIBERO_STATS, byte_tokenizer, save_checkpoint
 from lerobot.policies import PreTrainedPolicy, get_policy_class, make_policy_config
 from lerobot.policies.pi_gemma import PaliGemmaForConditionalGenerationWithPiGemma, PiGemmaForCausalLM
 from lerobot.processor import TokenizerProcessorStep
@@ -60,20 +62,22 @@ def shrink(policy_type: str) -> None:
     modeling.PiGemmaForCausalLM = small_expert
 
 
-def save_pi_checkpoint(directory: Path, policy: PreTrainedPolicy) -> None:
-    """Write a checkpoint whose processors tokenize bytes: PaliGemma's tokenizer is on the Hub."""
-    tokenizer = directory / "tokenizer"
-    byte_tokenizer().save_pretrained(tokenizer)
-    processor = import_module(f"lerobot.policies.{policy.name}.processor_{policy.name}")
+@contextmanager
+def byte_prompts(policy_type: str, directory: Path) -> Iterator[None]:
+    """Processors that are made meanwhile tokenize bytes, as PaliGemma's tokenizer is on the Hub."""
+    byte_tokenizer().save_pretrained(directory)
+    processor = import_module(f"lerobot.policies.{policy_type}.processor_{policy_type}")
 
     def step(**settings: Any) -> TokenizerProcessorStep:
-        return TokenizerProcessorStep(**{**settings, "tokenizer_name": str(tokenizer)})
+        return TokenizerProcessorStep(**{**settings, "tokenizer_name": str(directory)})
 
     with patch.object(processor, "TokenizerProcessorStep", step):
-        save_checkpoint(directory, policy)
+        yield
 
 
-def tiny_pi(directory: Path, policy_type: str, **settings: Any) -> PreTrainedPolicy:
+def tiny_pi(
+    directory: Path, policy_type: str, stats: dict[str, Any] = LIBERO_STATS, **settings: Any
+) -> PreTrainedPolicy:
     """Of about 0.1 M parameters; all of it trainable, with padded states and actions."""
     shrink(policy_type)
     settings = {**TINY_PI, "tokenizer_max_length": PROMPT_LENGTH[policy_type], **settings}
@@ -82,5 +86,5 @@ def tiny_pi(directory: Path, policy_type: str, **settings: Any) -> PreTrainedPol
     for name, parameter in policy.named_parameters():
         if name.endswith("norm.dense.weight"):  # LeRobot makes them 0, and the expert deaf to the time.
             torch.nn.init.normal_(parameter, std=0.02)
-    save_pi_checkpoint(directory, policy)
-    return policy
+    with byte_prompts(policy_type, directory / "tokenizer"):
+        return save_checkpoint(directory, policy, stats)

@@ -17,7 +17,7 @@ _VLM = "model.paligemma_with_expert.paligemma."
 
 
 class Pi05Adapter(FlowAdapter):
-    """PaliGemma over images and prompt once; the action expert at every (x_t, t). The prompt has the state."""
+    """PaliGemma over images and a prompt with the state once; the action expert at every (x_t, t)."""
 
     uses = {
         "_preprocess_images": ("batch",),
@@ -92,7 +92,7 @@ class Pi05Adapter(FlowAdapter):
 
 
 class Pi0Adapter(Pi05Adapter):
-    """As pi05, but the action expert reads the state."""
+    """As pi05, but it is the action expert that reads the state."""
 
     uses = {
         **Pi05Adapter.uses,
