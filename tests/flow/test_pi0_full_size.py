@@ -33,7 +33,7 @@ def _paligemma(config: Any) -> PaliGemmaForConditionalGenerationWithPiGemma:
 def test_a_policy_of_real_size_samples_replays_and_learns_one_chunk_at_a_time(
     policy_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Exact ratio over all denoising steps, two episodes of one chunk, microbatch 1, expert alone trainable."""
+    """Exact ratio over all denoising steps, two chunks, microbatch 1; only the expert learns."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     modeling = reload(modeling_of(policy_type))  # Undoes `builders_pi.shrink`.
     monkeypatch.setattr(modeling, "PaliGemmaForConditionalGenerationWithPiGemma", _paligemma)
