@@ -1,8 +1,10 @@
 """From a checkpoint's path to a policy that acts; what does not fit is found before any simulator starts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import Any
 
 from draccus.utils import DecodingError, ParsingError
@@ -13,7 +15,7 @@ from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.policies import PreTrainedPolicy, get_policy_class
 from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 # Registers the type `smoothvla`, whatever has been imported before.
 from lerobot_smoothvla import configuration_smoothvla  # noqa: F401
@@ -108,24 +110,52 @@ def load_policy(config: PreTrainedConfig) -> PreTrainedPolicy:
         ValueError: If they are not those of the config.
     """
     path = str(config.pretrained_path)
-    _require_weights(path)
+    policy_class = get_policy_class(config.type)
     try:
-        return get_policy_class(config.type).from_pretrained(path, config=config)
+        _require_weights(path)
+        with _load_errors_raised(policy_class):
+            return policy_class.from_pretrained(path, config=config)
     except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"The weights of '{path}' are not those of its config.json: {error}") from error
+        raise ValueError(
+            f"The weights of '{path}' are not those of its config.json: {shorten(str(error), 400)} Leave out "
+            "--policy options that change the network, or fetch or save the checkpoint again."
+        ) from error
 
 
 def _require_weights(path: str) -> None:
-    """Some policies of LeRobot only print that they found no weights, and go on with random ones."""
+    """pi0 and pi05 only print that they found no weights or a broken file, and go on with random ones."""
     weights = Path(path) / _WEIGHTS
     if Path(path).is_dir():
         if not weights.is_file():
             raise FileNotFoundError(f"The checkpoint '{path}' has no weights: expected {weights}.")
-        return
+    else:
+        try:
+            weights = Path(hf_hub_download(path, _WEIGHTS))
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            raise FileNotFoundError(f"The Hub's model '{path}' has no {_WEIGHTS} ({error}).") from error
+    with safe_open(weights, framework="pt"):
+        pass
+
+
+@contextmanager
+def _load_errors_raised(policy_class: Any) -> Iterator[None]:
+    """pi0 and pi05 only print why weights do not fit their network, and go on with random ones."""
+    load, errors = policy_class.load_state_dict, []
+
+    def load_state_dict(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return load(self, *args, **kwargs)
+        except RuntimeError as error:
+            errors.append(error)
+            raise
+
+    policy_class.load_state_dict = load_state_dict
     try:
-        hf_hub_download(path, _WEIGHTS)
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(f"The Hub's model '{path}' has no {_WEIGHTS} ({error}).") from error
+        yield
+    finally:
+        policy_class.load_state_dict = load
+    if errors:
+        raise errors[0]
 
 
 def _require_statistics(config: PreTrainedConfig, steps: Iterable[Any]) -> None:

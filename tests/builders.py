@@ -18,8 +18,8 @@ LIBERO_OUTPUTS = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
 LIBERO_FEATURES: dict[str, Any] = {"input_features": LIBERO_INPUTS, "output_features": LIBERO_OUTPUTS}
 TASK = "pick up the milk"
 LIBERO_STATS = {
-    "observation.state": {"mean": torch.zeros(8), "std": torch.ones(8)},
-    "action": {"mean": torch.zeros(7), "std": torch.ones(7)},
+    key: {"mean": torch.zeros(n), "std": torch.ones(n), "q01": -torch.ones(n), "q99": torch.ones(n)}
+    for key, n in (("observation.state", 8), ("action", 7))
 }
 """Those that change nothing."""
 TINY_SMOOTHVLA: dict[str, Any] = {
@@ -163,11 +163,35 @@ def tiny_smolvla(directory: Path) -> PreTrainedPolicy:
     return save_checkpoint(directory, config)
 
 
+def tiny_pi0(directory: Path) -> PreTrainedPolicy:
+    """See `builders_pi`."""
+    from builders_pi import tiny_pi
+
+    return tiny_pi(directory, "pi0")
+
+
+def tiny_pi05(directory: Path) -> PreTrainedPolicy:
+    """See `builders_pi`."""
+    from builders_pi import tiny_pi
+
+    return tiny_pi(directory, "pi05")
+
+
 POLICIES: dict[str, Callable[[Path], PreTrainedPolicy]] = {
     "smoothvla": tiny_smoothvla,
     "smolvla": tiny_smolvla,
+    "pi0": tiny_pi0,
+    "pi05": tiny_pi05,
 }
 """Each writes a checkpoint that fits LIBERO into a directory and returns its policy in evaluation mode."""
+
+
+def prepare(policy_type: str) -> None:
+    """Let this process load small policies of a type whose sizes LeRobot fixes."""
+    if policy_type in ("pi0", "pi05"):
+        from builders_pi import shrink
+
+        shrink(policy_type)
 
 
 def random_observation(config: PreTrainedConfig, n: int, seed: int = 0) -> dict[str, torch.Tensor]:

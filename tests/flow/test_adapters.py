@@ -20,22 +20,29 @@ from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.rollout.engine import Actor
 
 TASKS = ["pick up the milk", "open the drawer"]
-TOLERANCE = {"smoothvla": 0.0, "smolvla": 0.0}
+TOLERANCE = {"smoothvla": 0.0, "smolvla": 0.0, "pi0": 0.0, "pi05": 0.0}
 """Largest difference between the adapter's noise-free chunk and the policy's own, reached on the CPU."""
-WITHOUT_GRADIENT: dict[str, tuple[str, ...]] = {
+_PI_IDLE = (
+    # No token is ever predicted; LeRobot keeps both heads apart from the embedding.
+    "paligemma.lm_head.weight",
+    "gemma_expert.lm_head.weight",
     # The prefix's last hidden state leads nowhere: the expert reads keys and values only.
+    "language_model.layers.1.self_attn.q_proj.weight",
+    "language_model.layers.1.self_attn.o_proj.weight",
+    "language_model.layers.1.mlp.gate_proj.weight",
+    "language_model.layers.1.mlp.up_proj.weight",
+    "language_model.layers.1.mlp.down_proj.weight",
+    "language_model.layers.1.post_attention_layernorm.weight",
+    "language_model.norm.weight",
+)
+WITHOUT_GRADIENT: dict[str, tuple[str, ...]] = {
+    # SmolVLA freezes what the prefix's last hidden state would have trained.
     "smoothvla": (),
     "smolvla": (),
+    "pi0": _PI_IDLE,
+    "pi05": _PI_IDLE,
 }
 """Trainable tensors that no loss reaches, by the end of their names."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=sorted(POLICIES))
@@ -132,12 +139,13 @@ ACT = """
 import sys
 from pathlib import Path
 import torch
-from builders import act
+from builders import act, prepare
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies import get_policy_class, make_pre_post_processors
 
 (path,) = sys.argv[1:]
 config = PreTrainedConfig.from_pretrained(path)
+prepare(config.type)
 policy = get_policy_class(config.type).from_pretrained(path)
 action = act(policy, *make_pre_post_processors(config, pretrained_path=path))
 assert not any(name.startswith("lerobot_smoothvla") for name in sys.modules)

@@ -8,6 +8,8 @@ from lerobot_smoothvla.flow.adapters.base import PolicyAdapter
 _ADAPTERS = {
     "smoothvla": "lerobot_smoothvla.flow.adapters.smolvla:SmolVLAAdapter",
     "smolvla": "lerobot_smoothvla.flow.adapters.smolvla:SmolVLAAdapter",
+    "pi0": "lerobot_smoothvla.flow.adapters.pi0:Pi0Adapter",
+    "pi05": "lerobot_smoothvla.flow.adapters.pi0:Pi05Adapter",
 }
 
 
