@@ -163,9 +163,24 @@ def tiny_smolvla(directory: Path) -> PreTrainedPolicy:
     return save_checkpoint(directory, config)
 
 
+def tiny_diffusion(name: str) -> Callable[[Path], PreTrainedPolicy]:
+    """A builder of `builders_diffusion`, which itself needs this module."""
+
+    def build(directory: Path) -> PreTrainedPolicy:
+        import builders_diffusion
+
+        return getattr(builders_diffusion, name)(directory)
+
+    return build
+
+
 POLICIES: dict[str, Callable[[Path], PreTrainedPolicy]] = {
     "smoothvla": tiny_smoothvla,
     "smolvla": tiny_smolvla,
+    "diffusion": tiny_diffusion("tiny_diffusion"),
+    "diffusion-ddim": tiny_diffusion("tiny_diffusion_ddim"),
+    "multi_task_dit": tiny_diffusion("tiny_multi_task_dit"),
+    "multi_task_dit-flow": tiny_diffusion("tiny_multi_task_dit_flow"),
 }
 """Each writes a checkpoint that fits LIBERO into a directory and returns its policy in evaluation mode."""
 

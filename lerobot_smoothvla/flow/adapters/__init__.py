@@ -8,6 +8,8 @@ from lerobot_smoothvla.flow.adapters.base import PolicyAdapter
 _ADAPTERS = {
     "smoothvla": "lerobot_smoothvla.flow.adapters.smolvla:SmolVLAAdapter",
     "smolvla": "lerobot_smoothvla.flow.adapters.smolvla:SmolVLAAdapter",
+    "diffusion": "lerobot_smoothvla.flow.adapters.diffusion:DiffusionPolicyAdapter",
+    "multi_task_dit": "lerobot_smoothvla.flow.adapters.multi_task_dit:MultiTaskDiTAdapter",
 }
 
 
