@@ -96,7 +96,7 @@ def tiny_multi_task_dit(directory: Path, **settings: Any) -> PreTrainedPolicy:
     )
     policy = MultiTaskDiTPolicy(config).eval()
     for block in policy.noise_predictor.transformer_blocks:
-        torch.nn.init.normal_(block.adaLN_modulation[-1].weight, std=0.3)
+        torch.nn.init.normal_(block.adaLN_modulation[-1].weight, std=0.1)
     return save_checkpoint(directory, policy, LIBERO_STATS)
 
 
