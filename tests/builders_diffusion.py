@@ -12,7 +12,10 @@ LIBERO_STATS = {
     "observation.state": {key: value.expand(8) for key, value in UNIT_RANGE.items()},
     "action": {key: value.expand(7) for key, value in UNIT_RANGE.items()},
     **{
-        f"observation.images.{camera}": {"mean": torch.full((3, 1, 1), 0.5), "std": torch.full((3, 1, 1), 0.25)}
+        f"observation.images.{camera}": {
+            "mean": torch.full((3, 1, 1), 0.5),
+            "std": torch.full((3, 1, 1), 0.25),
+        }
         for camera in ("image", "image2")
     },
 }
@@ -31,16 +34,16 @@ def tiny_diffusion(directory: Path, **settings: Any) -> PreTrainedPolicy:
     """ResNet-18, the smallest that the policy takes (11 M parameters), and a UNet of 0.1 M."""
     from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 
+    settings = {**TINY_CHAIN, "use_separate_rgb_encoder_per_camera": False, **settings}
     config = DiffusionConfig(
         crop_shape=(60, 60),
         pretrained_backbone_weights=None,
         use_group_norm=True,
-        use_separate_rgb_encoder_per_camera=False,
         spatial_softmax_num_keypoints=8,
         down_dims=(16, 32),
         n_groups=4,
         diffusion_step_embed_dim=16,
-        **{**TINY_CHAIN, **settings},
+        **settings,
     )
     return save_checkpoint(directory, config, LIBERO_STATS)
 
@@ -70,7 +73,9 @@ def write_tiny_clip(directory: Path) -> Path:
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {**size, "image_size": 48, "patch_size": 16}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).save_pretrained(directory)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32)).save_pretrained(
+        directory
+    )
     CLIPImageProcessor(size=48, crop_size=48).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
