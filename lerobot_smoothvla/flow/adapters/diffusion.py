@@ -3,7 +3,8 @@
 Dims: B batch, H steps a chunk, P action dimensions, K denoising steps.
 """
 
-from diffusers import DDIMScheduler, DDPMScheduler
+from typing import Any
+
 from torch import Tensor
 
 from lerobot_smoothvla.flow.adapters.history import Conditioning, HistoryAdapter
@@ -21,7 +22,7 @@ class DiffusionPolicyAdapter(HistoryAdapter, ScheduledAdapter):
     parts = {"vision": ("diffusion.rgb_encoder.",)}
 
     @property
-    def scheduler(self) -> DDPMScheduler | DDIMScheduler:
+    def scheduler(self) -> Any:
         """The policy's own."""
         return self.policy.diffusion.noise_scheduler
 

@@ -1,11 +1,10 @@
-"""Multi-task DiT: CLIP over cameras and instruction, and a transformer over the chunk, of one of two objectives.
+"""Multi-task DiT: CLIP over cameras and instruction, a transformer over the chunk, one of two objectives.
 
 Dims: B batch, H steps a chunk, P action dimensions, K denoising steps.
 """
 
 from typing import Any
 
-from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from lerobot_smoothvla.flow.adapters.base import FlowAdapter, PolicyAdapter
@@ -47,7 +46,7 @@ class MultiTaskDiTDiffusionAdapter(MultiTaskDiTAdapter, ScheduledAdapter):
     }
 
     @property
-    def scheduler(self) -> DDPMScheduler | DDIMScheduler:
+    def scheduler(self) -> Any:
         """The policy's own."""
         return self.policy.objective.noise_scheduler
 
@@ -67,13 +66,13 @@ class MultiTaskDiTFlowAdapter(MultiTaskDiTAdapter, FlowAdapter):
         super().check_config(config)
         if config.integration_method != "euler":
             raise ValueError(
-                f"`integration_method` should be 'euler', got '{config.integration_method}': the ratios are those "
-                "of Euler steps; pass --policy.integration_method=euler, and with the same "
-                "`num_integration_steps` it asks the network a quarter as often."
+                f"`integration_method` should be 'euler', got '{config.integration_method}': the ratios are "
+                "those of Euler steps; pass --policy.integration_method=euler, which with the same "
+                "`num_integration_steps` asks the network a quarter as often."
             )
         if config.sigma_min != 0:
             raise ValueError(
-                f"`sigma_min` should be 0, got {config.sigma_min}: the flow then ends in noise around the action, "
+                f"`sigma_min` should be 0, got {config.sigma_min}: its flow ends in noise around the action, "
                 "which the ratios do not know; fine-tune a checkpoint that was trained with 0."
             )
 

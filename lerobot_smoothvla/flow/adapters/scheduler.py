@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Self
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDPMScheduler
 from torch import Tensor
 
 from lerobot_smoothvla.flow.adapters.base import DiffusionAdapter
@@ -26,7 +26,7 @@ class Chain:
         timesteps: int64, the training timesteps that the network is asked at.
         alpha_bar: ᾱ_k.
         alpha_bar_next: ᾱ_{k+1}, of the step that the transition leads to.
-        std: Of the deployed transition: the scheduler's own for DDPM, 0 for DDIM (η = 0) and in the last step.
+        std: Of the deployed transition: the scheduler's own for DDPM, 0 in the last step and for DDIM (η = 0).
         is_ddpm: DDPM, otherwise DDIM.
         predicts_noise: The network predicts ε̂, otherwise x̂.
         clip: x̂ is cut to ± this; infinite where the scheduler does not clip.
@@ -41,13 +41,8 @@ class Chain:
     clip: float
 
     @classmethod
-    def of(
-        cls,
-        scheduler: DDPMScheduler | DDIMScheduler,
-        num_steps: int,
-        device: torch.device | str | None = None,
-    ) -> Self:
-        """The chain that `scheduler` runs in `num_steps` steps, tables on `device`."""
+    def of(cls, scheduler: Any, num_steps: int, device: torch.device | None = None) -> Self:
+        """The chain that a `DDPMScheduler` or `DDIMScheduler` runs in `num_steps` steps, on `device`."""
         config = scheduler.config
         scheduler = type(scheduler).from_config(config)
         scheduler.set_timesteps(num_steps)
@@ -118,8 +113,8 @@ class ScheduledAdapter(DiffusionAdapter):
         steps, most = config.num_inference_steps, config.num_train_timesteps
         if steps is not None and not 1 <= steps <= most:
             raise ValueError(
-                f"`num_inference_steps` should be between 1 and the {most} timesteps of training, got {steps}; "
-                "leave it out to use all of them."
+                f"`num_inference_steps` should be between 1 and the {most} timesteps of training, got "
+                f"{steps}; leave it out to use all of them."
             )
 
     @property
@@ -130,7 +125,7 @@ class ScheduledAdapter(DiffusionAdapter):
 
     @property
     @abstractmethod
-    def scheduler(self) -> DDPMScheduler | DDIMScheduler:
+    def scheduler(self) -> Any:
         """The policy's own."""
 
     @cached_property
