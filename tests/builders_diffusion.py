@@ -8,16 +8,12 @@ from builders import LIBERO_FEATURES, byte_tokenizer, save_checkpoint
 from lerobot.policies import PreTrainedPolicy
 
 UNIT_RANGE = {"min": -torch.ones(1), "max": torch.ones(1)}
+GREY = {"mean": torch.full((3, 1, 1), 0.5), "std": torch.full((3, 1, 1), 0.25)}
 LIBERO_STATS = {
     "observation.state": {key: value.expand(8) for key, value in UNIT_RANGE.items()},
     "action": {key: value.expand(7) for key, value in UNIT_RANGE.items()},
-    **{
-        f"observation.images.{camera}": {
-            "mean": torch.full((3, 1, 1), 0.5),
-            "std": torch.full((3, 1, 1), 0.25),
-        }
-        for camera in ("image", "image2")
-    },
+    "observation.images.image": GREY,
+    "observation.images.image2": GREY,
 }
 """State and action as they are: these policies normalise by the range."""
 TINY_CHAIN: dict[str, Any] = {
@@ -51,8 +47,8 @@ def tiny_diffusion(directory: Path, **settings: Any) -> PreTrainedPolicy:
 def write_tiny_clip(directory: Path) -> Path:
     """Write a random CLIP (0.1 M parameters) and a byte tokenizer into `directory`.
 
-    The policy loads CLIP by name, and only where the name contains "clip": the Hub's is out of reach here, and
-    a directory stands in for it.
+    The policy loads CLIP by name, and only where the name contains "clip": a directory stands in for the
+    Hub's, which the tests do not ask.
     """
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 

@@ -1,4 +1,4 @@
-"""The chain of LeRobot's diffusion policies through the seam is their own; `test_adapters` has the other rules."""
+"""Diffusion policies through the seam: their chain is LeRobot's own; `test_adapters` has the other rules."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ DDIM = {"noise_scheduler_type": "DDIM"}
 
 
 def own_actions(policy: PreTrainedPolicy, batch: dict[str, Any], seed: int) -> torch.Tensor:
-    """The first chunk of an episode by LeRobot's own interface, which draws all noise from the global generator."""
+    """An episode's first chunk by LeRobot's own interface; all its noise is from the global generator."""
     policy.reset()
     torch.manual_seed(seed)
     actions = [policy.select_action(dict(batch)) for _ in range(policy.config.n_action_steps)]
@@ -41,8 +41,10 @@ def own_actions(policy: PreTrainedPolicy, batch: dict[str, Any], seed: int) -> t
         (tiny_multi_task_dit, {**DDIM, "n_obs_steps": 1, "use_separate_rgb_encoder_per_camera": True}),
     ],
 )
-def test_a_deployed_chunk_is_the_policys_own_for_the_same_draws_bit_by_bit(build, settings, tmp_path: Path):
-    """DDPM draws no noise in the last step, where ours is multiplied by 0: the draws before it are aligned."""
+def test_a_deployed_chunk_is_the_policys_own_for_the_same_draws_bit_by_bit(
+    build: Any, settings: dict[str, Any], tmp_path: Path
+):
+    """DDPM draws none in the last step, where our draw is multiplied by 0: those before it are aligned."""
     build(tmp_path, **settings)
     actor = load_actor(load_actor_config(tmp_path))
     policy, adapter = actor.policy, actor.adapter

@@ -1,4 +1,4 @@
-"""The chain is the scheduler's own, bit by bit, for rows at any step; exploring keeps the marginals of DDIM."""
+"""The chain is the scheduler's own, bit by bit, for rows at any step; exploring keeps DDIM's marginals."""
 
 from itertools import product
 from typing import Any
@@ -10,11 +10,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from lerobot_smoothvla.flow.adapters.scheduler import Chain
 
 B, H, P = 3, 4, 2
-SETTINGS = list(
-    product(
-        (DDPMScheduler, DDIMScheduler), ("epsilon", "sample"), (None, 0.5), ((20, 20), (20, 7), (100, 10))
-    )
-)
+SCHEDULERS = (DDPMScheduler, DDIMScheduler)
+SETTINGS = list(product(SCHEDULERS, ("epsilon", "sample"), (None, 0.5), ((20, 20), (20, 7), (100, 10))))
 """Scheduler, what the network predicts, clip of the clean chunk, timesteps of training and inference."""
 each_setting = pytest.mark.parametrize(("kind", "predicts", "clip", "steps"), SETTINGS)
 
@@ -97,7 +94,7 @@ def test_exploring_ddim_adds_no_variance_where_the_marginal_has_room():
         assert (of_eps**2 + std.mean() ** 2).item() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler])
+@pytest.mark.parametrize("kind", SCHEDULERS)
 def test_exploring_has_at_least_the_least_std_in_every_step(kind):
     chain = Chain.of(scheduler_of(kind, "epsilon", 1.0, (20, 20)), 20)
     prediction, x = draw(20)

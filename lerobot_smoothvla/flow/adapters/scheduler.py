@@ -26,7 +26,7 @@ class Chain:
         timesteps: int64, the training timesteps that the network is asked at.
         alpha_bar: ᾱ_k.
         alpha_bar_next: ᾱ_{k+1}, of the step that the transition leads to.
-        std: Of the deployed transition: the scheduler's own for DDPM, 0 in the last step and for DDIM (η = 0).
+        std: Of the deployed transition: the scheduler's own for DDPM, 0 for DDIM (η = 0) and at the end.
         is_ddpm: DDPM, otherwise DDIM.
         predicts_noise: The network predicts ε̂, otherwise x̂.
         clip: x̂ is cut to ± this; infinite where the scheduler does not clip.
