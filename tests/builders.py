@@ -1,6 +1,7 @@
 """Small policies with random weights that several test modules build; needs LeRobot, not this package."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -163,25 +164,24 @@ def tiny_smolvla(directory: Path) -> PreTrainedPolicy:
     return save_checkpoint(directory, config)
 
 
-def tiny_pi0(directory: Path) -> PreTrainedPolicy:
-    """See `builders_pi`."""
-    from builders_pi import tiny_pi
+def built_by(module: str, name: str) -> Callable[[Path], PreTrainedPolicy]:
+    """A builder of another module, which itself needs this one."""
 
-    return tiny_pi(directory, "pi0")
+    def build(directory: Path) -> PreTrainedPolicy:
+        return getattr(import_module(module), name)(directory)
 
-
-def tiny_pi05(directory: Path) -> PreTrainedPolicy:
-    """See `builders_pi`."""
-    from builders_pi import tiny_pi
-
-    return tiny_pi(directory, "pi05")
+    return build
 
 
 POLICIES: dict[str, Callable[[Path], PreTrainedPolicy]] = {
     "smoothvla": tiny_smoothvla,
     "smolvla": tiny_smolvla,
-    "pi0": tiny_pi0,
-    "pi05": tiny_pi05,
+    "pi0": built_by("builders_pi", "tiny_pi0"),
+    "pi05": built_by("builders_pi", "tiny_pi05"),
+    "diffusion": built_by("builders_diffusion", "tiny_diffusion"),
+    "diffusion-ddim": built_by("builders_diffusion", "tiny_diffusion_ddim"),
+    "multi_task_dit": built_by("builders_diffusion", "tiny_multi_task_dit"),
+    "multi_task_dit-flow": built_by("builders_diffusion", "tiny_multi_task_dit_flow"),
 }
 """Each writes a checkpoint that fits LIBERO into a directory and returns its policy in evaluation mode."""
 

@@ -88,3 +88,13 @@ def tiny_pi(
             torch.nn.init.normal_(parameter, std=0.02)
     with byte_prompts(policy_type, directory / "tokenizer"):
         return save_checkpoint(directory, policy, stats)
+
+
+def tiny_pi0(directory: Path) -> PreTrainedPolicy:
+    """See `tiny_pi`."""
+    return tiny_pi(directory, "pi0")
+
+
+def tiny_pi05(directory: Path) -> PreTrainedPolicy:
+    """See `tiny_pi`."""
+    return tiny_pi(directory, "pi05")

@@ -10,6 +10,8 @@ _ADAPTERS = {
     "smolvla": "lerobot_smoothvla.flow.adapters.smolvla:SmolVLAAdapter",
     "pi0": "lerobot_smoothvla.flow.adapters.pi0:Pi0Adapter",
     "pi05": "lerobot_smoothvla.flow.adapters.pi0:Pi05Adapter",
+    "diffusion": "lerobot_smoothvla.flow.adapters.diffusion:DiffusionPolicyAdapter",
+    "multi_task_dit": "lerobot_smoothvla.flow.adapters.multi_task_dit:MultiTaskDiTAdapter",
 }
 
 
