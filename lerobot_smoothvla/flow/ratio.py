@@ -130,7 +130,7 @@ class StepwiseRatio(RatioEstimator):
         x = torch.randn(
             (batch_size, policy.chunk_size, policy.padded_action_dim), generator=generator, device=device
         )
-        points, log_probs = [x], []
+        points, gaussians = [x], []
         for k in range(policy.num_steps):
             exploring, deployed = self.transitions(
                 policy, context, x, torch.full((batch_size,), k).to(device)
@@ -140,15 +140,19 @@ class StepwiseRatio(RatioEstimator):
             stochastic = (steps == k).any(1)[:, None, None]
             x = torch.where(stochastic, explored, deployed.mean + deployed.std * noise)
             points.append(x)
-            log_probs.append(
-                gaussian_log_prob(explored, exploring.mean, exploring.std, factor, policy.action_dim)
-            )
+            gaussians.append(exploring)
         rows, path = torch.arange(batch_size, device=device)[:, None], torch.stack(points, dim=1)
+        x_next = path[rows, steps + 1]
+        mean, std = (
+            torch.stack([getattr(gaussian, name) for gaussian in gaussians], dim=1)[rows, steps].flatten(0, 1)
+            for name in ("mean", "std")
+        )
+        log_prob = gaussian_log_prob(x_next.flatten(0, 1), mean, std, factor, policy.action_dim)
         record = {
             "x": path[rows, steps],
-            "x_next": path[rows, steps + 1],
+            "x_next": x_next,
             "step": steps,
-            "log_prob": torch.stack(log_probs, dim=1)[rows, steps],
+            "log_prob": log_prob.unflatten(0, steps.shape),
         }
         return ChunkSample(x, record)
 

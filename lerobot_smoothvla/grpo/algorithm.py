@@ -5,7 +5,7 @@ Dims: N chunks of all kept episodes, H steps a chunk, R ratio terms a chunk, G r
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from lerobot_smoothvla.episode import Episode, Group
+from lerobot_smoothvla.flow.adapters.execution import store_frozen_in_bf16
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.grpo.objective import chunk_weights, clipped_objective, group_advantages, keep_group
 from lerobot_smoothvla.rollout.engine import Actor
@@ -109,17 +110,23 @@ class GRPOAlgorithm(RLAlgorithm):
     name = "grpo"
 
     def __init__(self, actor: Actor, config: GRPOConfig) -> None:
-        """Take the policy to train, with its processors.
+        """Take the policy to train, with its processors; parts of it are frozen as the config says.
 
         Raises:
-            ValueError: If nothing of the policy is trainable.
+            ValueError: If the policy has no part of a name to freeze, or nothing of it is trainable.
         """
-        self.actor = actor
+        actor.adapter.freeze(config.freeze)
+        if config.bf16:
+            store_frozen_in_bf16(actor.policy)
+        self.actor = replace(actor, execution=config.execution)
         self.config = config
         self.estimator = config.estimator(actor.policy.config)
         self._parameters = [p for p in actor.policy.parameters() if p.requires_grad]
         if not self._parameters:
-            raise ValueError("The policy has no trainable parameter; check its freezing flags.")
+            raise ValueError(
+                "The policy has no trainable parameter: its own flags (as --policy.train_expert_only) and "
+                f"--algorithm.freeze=[{','.join(config.freeze)}] freeze all of it; leave a part to train."
+            )
         self._optimizers = self.make_optimizers_and_scheduler()
 
     def make_optimizers_and_scheduler(self) -> dict[str, Optimizer]:

@@ -97,8 +97,17 @@ def restore(checkpoint: Path, algorithm: GRPOAlgorithm) -> int:
 
     Returns:
         Iterations done.
+
+    Raises:
+        ValueError: If other parameters are trained now than were then.
     """
-    iteration, _, _ = load_training_state(checkpoint, algorithm.get_optimizers()["policy"], None)
+    try:
+        iteration, _, _ = load_training_state(checkpoint, algorithm.get_optimizers()["policy"], None)
+    except ValueError as error:
+        raise ValueError(
+            f"The optimizer's state in {checkpoint} is not that of the parameters that are trained now "
+            f"({error}); resume with the --algorithm.freeze and --policy.* flags of the run."
+        ) from error
     algorithm.optimization_step = iteration
     return iteration
 

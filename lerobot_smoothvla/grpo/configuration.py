@@ -11,6 +11,7 @@ from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.rl.algorithms.configs import RLAlgorithmConfig
 
 from lerobot_smoothvla.flow.adapters import adapter_class
+from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio, PosteriorRatio, RatioEstimator
 from lerobot_smoothvla.grpo.objective import AdvantageMode, NegativeSide
 from lerobot_smoothvla.jerk_reward import JerkRewardConfig
@@ -49,6 +50,11 @@ class GRPOConfig(RLAlgorithmConfig):
         epochs: Passes over an iteration's chunks.
         minibatch_size: Chunks an optimizer step.
         microbatch_size: Chunks a forward pass: bounds memory, changes nothing else.
+        freeze: Parts of the policy that are not trained (`vision`, `vlm`, `expert`, ... by the policy),
+            beside what its own flags freeze.
+        bf16: Matrix products in bfloat16, in rollouts and update alike; frozen weights are stored in it, too.
+            What is trained and all log-probabilities stay float32.
+        gradient_checkpointing: Run the networks again in the backward pass rather than keep what it needs.
         lr: Learning rate of AdamW.
         grad_clip_norm: Largest gradient norm.
         clip_low: Lower clip distance of the ratio from 1; None takes the ratio's default.
@@ -74,6 +80,9 @@ class GRPOConfig(RLAlgorithmConfig):
     epochs: int = 1
     minibatch_size: int = 128
     microbatch_size: int = 64
+    freeze: tuple[str, ...] = ()
+    bf16: bool = False
+    gradient_checkpointing: bool = False
     lr: float = 5e-6
     grad_clip_norm: float = 1.0
     clip_low: float | None = None
@@ -130,6 +139,11 @@ class GRPOConfig(RLAlgorithmConfig):
     def from_policy_config(cls, policy_cfg: Any) -> Self:
         """The defaults, for LeRobot's factory."""
         return cls()
+
+    @property
+    def execution(self) -> Execution:
+        """How the policy's networks are run, in rollouts and update alike."""
+        return Execution(self.bf16, self.gradient_checkpointing)
 
     def ratio_for(self, policy_config: Any) -> str:
         """The ratio of a policy: the one that was asked for, else its default.

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lerobot_smoothvla.episode import Episode, Start
 from lerobot_smoothvla.flow.adapters import PolicyAdapter, adapt
+from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.flow.sampling import ChunkSample
 
 if TYPE_CHECKING:
@@ -62,16 +63,18 @@ class Actor:
         policy: LeRobot's.
         preprocessor: Observation to model input.
         postprocessor: Model output to action.
+        execution: How its networks are run.
     """
 
     policy: PreTrainedPolicy
     preprocessor: PolicyProcessorPipeline[Any, Any]
     postprocessor: PolicyProcessorPipeline[Any, Any]
+    execution: Execution = Execution()
 
     @cached_property
     def adapter(self) -> PolicyAdapter:
         """The policy behind the seam."""
-        return adapt(self.policy)
+        return self.execution.apply(adapt(self.policy))
 
     def model_input(self, observations: Observation, instructions: list[str]) -> dict[str, Tensor]:
         """Preprocessed batch for `ChunkPolicy.encode`.

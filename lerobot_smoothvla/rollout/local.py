@@ -11,7 +11,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -23,6 +23,7 @@ from lerobot.utils.io_utils import write_video
 from torch import Tensor
 
 from lerobot_smoothvla.episode import Episode
+from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest, run_episode
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
@@ -114,7 +115,11 @@ class ProcessWorker:
     """Runs requests in a process of its own, with its own simulators and its own copy of the policy."""
 
     def __init__(
-        self, env_config: LiberoEnvConfig, policy_config: PreTrainedConfig, weights: dict[str, Tensor]
+        self,
+        env_config: LiberoEnvConfig,
+        policy_config: PreTrainedConfig,
+        weights: dict[str, Tensor],
+        execution: Execution,
     ):
         """Start the process.
 
@@ -122,12 +127,13 @@ class ProcessWorker:
             env_config: LeRobot's environment config.
             policy_config: With `pretrained_path`, where the processors are loaded from.
             weights: The policy's state in shared memory.
+            execution: How the policy's networks are run.
         """
         context = mp.get_context("spawn")
         self.connection, child = context.Pipe()
         with _environment(_ONE_THREAD):
             self._process = context.Process(
-                target=_serve, args=(child, env_config, policy_config, weights), daemon=True
+                target=_serve, args=(child, env_config, policy_config, weights, execution), daemon=True
             )
             self._process.start()
         child.close()
@@ -183,14 +189,17 @@ def _serve(
     env_config: LiberoEnvConfig,
     policy_config: PreTrainedConfig,
     weights: dict[str, Tensor],
+    execution: Execution,
 ) -> None:
     """What a worker process does until its connection is closed."""
     # Ctrl-C reaches the whole process group; the parent decides what ends when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     simulators = Simulators(env_config)
-    actor = make_actor(policy_config)
-    actor.policy.load_state_dict(weights)
+    actor = replace(make_actor(policy_config), execution=execution)
+    # In the types of the weights, and on the CPU as the shared memory itself.
+    actor.policy.load_state_dict(weights, assign=True)
+    actor.policy.to(policy_config.device)
     while True:
         try:
             request = connection.recv()
@@ -229,16 +238,19 @@ def make_actor(config: PreTrainedConfig, policy: PreTrainedPolicy | None = None)
 class ProcessEngine(RolloutEngine[ProcessWorker]):
     """Worker processes around one copy of the weights in shared memory."""
 
-    def __init__(self, env_config: LiberoEnvConfig, policy: PreTrainedPolicy, n_workers: int) -> None:
+    def __init__(self, env_config: LiberoEnvConfig, actor: Actor, n_workers: int) -> None:
         """Start `n_workers` processes; each builds its simulators on first use.
 
         Args:
             env_config: LeRobot's environment config.
-            policy: Whose weights and config they start with.
+            actor: Whose weights, config and execution they start with.
             n_workers: Processes; one a core.
         """
+        policy = actor.policy
         self._shared = {k: v.detach().cpu().clone().share_memory_() for k, v in policy.state_dict().items()}
-        workers = [ProcessWorker(env_config, policy.config, self._shared) for _ in range(n_workers)]
+        workers = [
+            ProcessWorker(env_config, policy.config, self._shared, actor.execution) for _ in range(n_workers)
+        ]
         super().__init__(workers, _wait_for_processes)
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
@@ -258,7 +270,7 @@ def make_engine(env_config: LiberoEnvConfig, actor: Actor, n_workers: int) -> Ro
     """An engine with `n_workers` processes, or with the serial worker in this process for 0."""
     if n_workers == 0:
         return RolloutEngine([SerialWorker(env_config, actor)], list)
-    return ProcessEngine(env_config, actor.policy, n_workers)
+    return ProcessEngine(env_config, actor, n_workers)
 
 
 def _wait_for_processes(workers: Iterable[ProcessWorker]) -> list[ProcessWorker]:

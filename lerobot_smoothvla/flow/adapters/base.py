@@ -5,7 +5,7 @@ Dims: B batch, H steps a chunk, P padded action dimensions, A ≤ P real ones, K
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -126,6 +126,22 @@ class PolicyAdapter(ABC):
             if parameter.startswith(prefix)
         ]
         return max(matches, default=(0, "expert"))[1]
+
+    def freeze(self, parts: Collection[str]) -> None:
+        """Leave the parts of these names untrained.
+
+        Raises:
+            ValueError: If the policy has no such part.
+        """
+        known = (*self.parts, "expert")
+        if unknown := sorted(set(parts) - set(known)):
+            raise ValueError(
+                f"A policy of type '{self.config.type}' has no part {', '.join(unknown)} to freeze; it has "
+                f"{', '.join(known)} (--algorithm.freeze=[{known[0]}])."
+            )
+        for name, parameter in self.policy.named_parameters():
+            if self.part_of(name) in parts:
+                parameter.requires_grad_(False)
 
 
 class FlowAdapter(PolicyAdapter):

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,11 @@ class PrefixContext:
     def cache(self) -> DynamicCache:
         """A cache of its own for one pass of the expert, which may append to it."""
         cache = DynamicCache()
-        for index, (keys, values) in enumerate(self.keys_values):
-            cache.update(keys, values, index)
+        for keys, values in self.keys_values:
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values  # `update` would copy them.
+            cache.layers.append(layer)
         return cache
 
     def repeat_interleave(self, n: int) -> Self:

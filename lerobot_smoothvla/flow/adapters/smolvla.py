@@ -26,7 +26,12 @@ class SmolVLAAdapter(FlowAdapter):
         "model.vlm_with_expert.forward": ("attention_mask", "position_ids", "inputs_embeds", "use_cache"),
         "model.denoise_step": ("prefix_pad_masks", "past_key_values", "x_t", "timestep"),
     }
-    parts = {"vlm": (_VLM,), "vision": (f"{_VLM}model.vision_model.", f"{_VLM}model.connector.")}
+    parts = {
+        "vision": (f"{_VLM}model.vision_model.", f"{_VLM}model.connector."),
+        "vlm": (_VLM,),
+        # It enters the VLM: as long as it is trained, the update differentiates the VLM.
+        "state": ("model.state_proj.",),
+    }
 
     @classmethod
     def check_config(cls, config: Any) -> None:
