@@ -23,6 +23,7 @@ from lerobot.utils.io_utils import write_video
 from torch import Tensor
 
 from lerobot_smoothvla.episode import Episode
+from lerobot_smoothvla.peft_loading import adapter_of, with_structure
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest, run_episode
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
@@ -114,7 +115,11 @@ class ProcessWorker:
     """Runs requests in a process of its own, with its own simulators and its own copy of the policy."""
 
     def __init__(
-        self, env_config: LiberoEnvConfig, policy_config: PreTrainedConfig, weights: dict[str, Tensor]
+        self,
+        env_config: LiberoEnvConfig,
+        policy_config: PreTrainedConfig,
+        weights: dict[str, Tensor],
+        adapter: Any = None,
     ):
         """Start the process.
 
@@ -122,12 +127,13 @@ class ProcessWorker:
             env_config: LeRobot's environment config.
             policy_config: With `pretrained_path`, where the processors are loaded from.
             weights: The policy's state in shared memory.
+            adapter: The `peft.PeftConfig` that the policy is wrapped with, if it is.
         """
         context = mp.get_context("spawn")
         self.connection, child = context.Pipe()
         with _environment(_ONE_THREAD):
             self._process = context.Process(
-                target=_serve, args=(child, env_config, policy_config, weights), daemon=True
+                target=_serve, args=(child, env_config, policy_config, weights, adapter), daemon=True
             )
             self._process.start()
         child.close()
@@ -183,13 +189,15 @@ def _serve(
     env_config: LiberoEnvConfig,
     policy_config: PreTrainedConfig,
     weights: dict[str, Tensor],
+    adapter: Any,
 ) -> None:
     """What a worker process does until its connection is closed."""
     # Ctrl-C reaches the whole process group; the parent decides what ends when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     simulators = Simulators(env_config)
-    actor = make_actor(policy_config)
+    policy = get_policy_class(policy_config.type)(policy_config)
+    actor = make_actor(policy_config, with_structure(policy, adapter))
     actor.policy.load_state_dict(weights)
     while True:
         try:
@@ -215,9 +223,8 @@ def _send(connection: Connection, message: Any) -> None:
     connection.send_bytes(pickle.dumps(message))
 
 
-def make_actor(config: PreTrainedConfig, policy: PreTrainedPolicy | None = None) -> Actor:
+def make_actor(config: PreTrainedConfig, policy: PreTrainedPolicy) -> Actor:
     """A policy of this config in evaluation mode, with the processors saved beside its checkpoint."""
-    policy = policy or get_policy_class(config.type)(config)
     preprocessor, postprocessor = make_pre_post_processors(
         config,
         pretrained_path=str(config.pretrained_path),
@@ -238,7 +245,8 @@ class ProcessEngine(RolloutEngine[ProcessWorker]):
             n_workers: Processes; one a core.
         """
         self._shared = {k: v.detach().cpu().clone().share_memory_() for k, v in policy.state_dict().items()}
-        workers = [ProcessWorker(env_config, policy.config, self._shared) for _ in range(n_workers)]
+        shared = (env_config, policy.config, self._shared, adapter_of(policy))
+        workers = [ProcessWorker(*shared) for _ in range(n_workers)]
         super().__init__(workers, _wait_for_processes)
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
