@@ -16,8 +16,16 @@ from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from safetensors import SafetensorError
 
-from lerobot_smoothvla import peft_loading
+# Registers the type `smoothvla`, whatever has been imported before.
+from lerobot_smoothvla import configuration_smoothvla  # noqa: F401
 from lerobot_smoothvla.flow.adapters import adapter_class
+from lerobot_smoothvla.peft_loading import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    add_adapter,
+    load_adapter,
+    read_adapter,
+)
 from lerobot_smoothvla.rollout.engine import Actor
 from lerobot_smoothvla.rollout.local import make_actor
 
@@ -104,7 +112,7 @@ def load_actor(config: PreTrainedConfig, peft: PeftConfig | None = None, seed: i
     """
     policy = load_policy(config)
     if peft is not None and not config.use_peft:
-        policy = peft_loading.wrap(policy, peft, seed)
+        policy = add_adapter(policy, peft, seed)
     actor = make_actor(config, policy)
     _require_statistics(config, [*actor.preprocessor.steps, *actor.postprocessor.steps])
     return actor
@@ -122,21 +130,21 @@ def load_policy(config: PreTrainedConfig) -> PreTrainedPolicy:
     if not config.use_peft:
         _require_file(path, _WEIGHTS)
         return _load_weights(config, path)
-    for file in (peft_loading.CONFIG, peft_loading.WEIGHTS):
+    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         _require_file(path, file)
-    adapter = peft_loading.read_adapter(path)
+    adapter = read_adapter(path)
     base = adapter.base_model_name_or_path
     try:
         _require_file(base, _WEIGHTS, adapter.revision)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"The adapter '{path}' was trained on '{base}' (`base_model_name_or_path` in its "
-            f"{peft_loading.CONFIG}), which is no directory with weights and no such model on the Hub: "
+            f"{ADAPTER_CONFIG}), which is no directory with weights and no such model on the Hub: "
             f"{error} Bring it back there, or write into that file where it is now."
         ) from error
     policy = _load_weights(config, base, adapter.revision)
     try:
-        return peft_loading.load_adapter(policy, path, adapter)
+        return load_adapter(policy, path, adapter)
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"The adapter '{path}' does not fit its base '{base}': {error}") from error
 

@@ -14,11 +14,11 @@ from lerobot.configs.default import PeftConfig
 from lerobot.policies import PreTrainedPolicy
 from lerobot.utils.random_utils import seeded_context
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def wrap(policy: PreTrainedPolicy, settings: PeftConfig, seed: int) -> Any:
+def add_adapter(policy: PreTrainedPolicy, settings: PeftConfig, seed: int) -> Any:
     """Put a new adapter around a policy, which freezes all else.
 
     Args:
@@ -64,8 +64,8 @@ def read_adapter(path: str) -> Any:
     adapter = _require_peft().PeftConfig.from_pretrained(path)
     if not adapter.base_model_name_or_path:
         raise ValueError(
-            f"The adapter '{path}' does not name its base: `base_model_name_or_path` in its {CONFIG} should "
-            "be the directory or the Hub's name of the policy that it was trained on; write it there."
+            f"The adapter '{path}' does not name its base: `base_model_name_or_path` in its {ADAPTER_CONFIG} "
+            "should be the directory or the Hub's name of the policy that it was trained on; write it there."
         )
     adapter.base_model_name_or_path = _absolute(adapter.base_model_name_or_path)
     return adapter

@@ -1,4 +1,4 @@
-"""Whole GRPO runs by the real command on real LIBERO, with a task that a random policy solves now and then."""
+"""GRPO runs by the real command on real LIBERO, with a task that a random policy solves now and then."""
 
 import json
 import os
@@ -41,6 +41,7 @@ def step(env, action):
 ChunkedLiberoEnv.reset_to, ChunkedLiberoEnv.step = reset_and_look, step
 sys.exit(main())
 """
+
 
 def start_run(output: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(

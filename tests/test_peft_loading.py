@@ -23,7 +23,7 @@ from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOConfig, GRPOPipelineConfig
-from lerobot_smoothvla.peft_loading import adapter_of, wrap
+from lerobot_smoothvla.peft_loading import adapter_of, add_adapter
 from lerobot_smoothvla.rollout.engine import Actor
 
 LORA: dict[str, PeftConfig] = dict.fromkeys(POLICIES, PeftConfig(r=4))
@@ -105,7 +105,9 @@ def test_only_the_adapter_trains(name: str, base: Path, trained: GRPOAlgorithm):
     before = dict(adapted(name, base).policy.named_parameters())
     changed = {key for key, value in trained.actor.policy.named_parameters() if not value.equal(before[key])}
     assert changed and all("lora_" in key for key in changed)
-    assert {key for key, value in before.items() if value.requires_grad} == {k for k in before if "lora_" in k}
+    assert {key for key, value in before.items() if value.requires_grad} == {
+        k for k in before if "lora_" in k
+    }
 
 
 def test_a_checkpoint_is_the_adapter_alone_and_acts_the_same_here(saved: Path, trained: GRPOAlgorithm):
@@ -243,7 +245,10 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], PreTrainedPo
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target_modules": ["no_such_layer"]}, "--peft.target_modules=.*no_such_layer.*not found.*all-linear"),
+        (
+            {"target_modules": ["no_such_layer"]},
+            "--peft.target_modules=.*no_such_layer.*not found.*all-linear",
+        ),
         ({"target_modules": "q_proj"}, "q_proj not found.*list of ends of module names"),
         ({"target_modules": "("}, "unterminated subpattern"),
         ({"method_type": "NONSENSE"}, "--peft.method_type=NONSENSE.*`method_type` should be LORA"),
@@ -253,13 +258,13 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], PreTrainedPo
 )
 def test_an_adapter_that_does_not_suit_the_policy_is_refused(fresh, settings: dict, message: str):
     with pytest.raises(ValueError, match=f"policy of type 'smoothvla' with .*{message}"):
-        wrap(fresh(), PeftConfig(**settings), seed=0)
+        add_adapter(fresh(), PeftConfig(**settings), seed=0)
 
 
 def test_a_policy_without_default_targets_asks_for_them():
     config = DiffusionConfig(
         device="cpu",
-        crop_shape=None,
+        pretrained_backbone_weights=None,
         down_dims=(8, 16),
         n_groups=4,
         pretrained_path=Path("base"),
@@ -267,7 +272,7 @@ def test_a_policy_without_default_targets_asks_for_them():
     )
     policy = get_policy_class("diffusion")(config)
     with pytest.raises(ValueError, match="type 'diffusion'.*pass --peft.target_modules explicitly"):
-        wrap(policy, PeftConfig(), seed=0)
+        add_adapter(policy, PeftConfig(), seed=0)
 
 
 def test_without_peft_the_extra_is_named(fresh, adapter: Path, monkeypatch: pytest.MonkeyPatch):
@@ -275,6 +280,6 @@ def test_without_peft_the_extra_is_named(fresh, adapter: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not installed
     extra = r"pip install 'lerobot_policy_smoothvla\[peft\]'"
     with pytest.raises(ImportError, match=extra):
-        wrap(policy, PeftConfig(), seed=0)
+        add_adapter(policy, PeftConfig(), seed=0)
     with pytest.raises(ImportError, match=extra):
         load_actor(load_actor_config(adapter))
