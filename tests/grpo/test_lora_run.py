@@ -1,7 +1,6 @@
 """A whole GRPO run on an adapter, on real LIBERO by the real command: kill, resume, stock LeRobot."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,15 +80,3 @@ def test_stock_lerobot_eval_runs_the_checkpoint(uninterrupted: Path, tmp_path: P
     )
     assert result.returncode == 0, result.stderr
     assert "pc_success" in (tmp_path / "eval/eval_info.json").read_text()
-
-
-def test_a_run_goes_on_from_an_adapter_without_its_flags(uninterrupted: Path, base: Path, tmp_path: Path):
-    warm_start = tmp_path / "moved"
-    shutil.copytree(uninterrupted / "checkpoints/000001/pretrained_model", warm_start)
-    finish(start_run(tmp_path / "run", f"--policy.path={warm_start}", *RUN, "--steps=1"))
-    first, last = (tmp_path / f"run/checkpoints/00000{i}" for i in (0, 1))
-    assert same(load_file(first / STATE[0]), load_file(warm_start / "adapter_model.safetensors"))
-    assert not same(load_file(first / STATE[0]), load_file(last / STATE[0]))
-    assert (last / "pretrained_model/config.json").is_file()
-    adapter = json.loads((last / "pretrained_model/adapter_config.json").read_text())
-    assert adapter["base_model_name_or_path"] == str(base)
