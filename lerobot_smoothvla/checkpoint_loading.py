@@ -11,6 +11,7 @@ from draccus.utils import DecodingError, ParsingError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from lerobot.configs import NormalizationMode, PreTrainedConfig, parser
+from lerobot.configs.default import PeftConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.policies import PreTrainedPolicy, get_policy_class
 from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
@@ -20,6 +21,13 @@ from safetensors import SafetensorError, safe_open
 # Registers the type `smoothvla`, whatever has been imported before.
 from lerobot_smoothvla import configuration_smoothvla  # noqa: F401
 from lerobot_smoothvla.flow.adapters import adapter_class
+from lerobot_smoothvla.peft_loading import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    add_adapter,
+    load_adapter,
+    read_adapter,
+)
 from lerobot_smoothvla.rollout.engine import Actor
 from lerobot_smoothvla.rollout.local import make_actor
 
@@ -52,7 +60,7 @@ def load_actor_config(
         ValueError: If its type has no adapter, an override does not fit, or the policy's state, action or
             cameras are not those of the environment.
     """
-    config = _read_config(path)
+    config = read_config(path)
     adapter = adapter_class(config)
     num_steps = getattr(config, adapter.num_steps_field)
     if cli_overrides:
@@ -90,31 +98,65 @@ def actor_config_from_cli(field: str, env_config: LiberoEnvConfig) -> PreTrained
     return load_actor_config(path, overrides, env_config)
 
 
-def load_actor(config: PreTrainedConfig) -> Actor:
+def load_actor(config: PreTrainedConfig, peft: PeftConfig | None = None, seed: int = 0) -> Actor:
     """The policy of `load_actor_config` with its weights and the processors saved beside them.
+
+    Args:
+        config: Of the checkpoint.
+        peft: Put a new adapter around the policy; a checkpoint that is an adapter goes on with its own.
+        seed: Of the new adapter.
 
     Raises:
         FileNotFoundError: If the checkpoint has no weights.
-        ValueError: If the weights are not those of the config, or statistics are missing.
+        ImportError: As `load_policy`.
+        ValueError: If the weights are not those of the config, statistics are missing, or no such adapter can
+            be put around the policy.
     """
-    actor = make_actor(config, load_policy(config))
+    policy = load_policy(config)
+    if peft is not None and not config.use_peft:
+        policy = add_adapter(policy, peft, seed)
+    actor = make_actor(config, policy)
     _require_statistics(config, [*actor.preprocessor.steps, *actor.postprocessor.steps])
     return actor
 
 
 def load_policy(config: PreTrainedConfig) -> PreTrainedPolicy:
-    """The policy of a checkpoint, with its weights.
+    """The policy of a checkpoint, with its weights; of an adapter, on its base.
 
     Raises:
-        FileNotFoundError: If it has none.
+        FileNotFoundError: If it has none, or an adapter's base is not where it was.
+        ImportError: If it is an adapter and `peft` is not installed.
         ValueError: If they are not those of the config.
     """
     path = str(config.pretrained_path)
+    if not config.use_peft:
+        return _load_weights(config, path)
+    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        _require_file(path, file)
+    adapter = read_adapter(path)
+    base = adapter.base_model_name_or_path
+    try:
+        _require_file(base, _WEIGHTS, adapter.revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"The adapter '{path}' was trained on '{base}' (`base_model_name_or_path` in its "
+            f"{ADAPTER_CONFIG}), which is no directory with weights and no such model on the Hub: "
+            f"{error} Bring it back there, or write into that file where it is now."
+        ) from error
+    policy = _load_weights(config, base, adapter.revision)
+    try:
+        return load_adapter(policy, path, adapter)
+    except (RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"The adapter '{path}' does not fit its base '{base}': {error}") from error
+
+
+def _load_weights(config: PreTrainedConfig, path: str, revision: str | None = None) -> PreTrainedPolicy:
     policy_class = get_policy_class(config.type)
     try:
-        _require_weights(path)
+        with safe_open(_require_file(path, _WEIGHTS, revision), framework="pt"):
+            pass  # Broken files too are only printed by pi0 and pi05.
         with _load_errors_raised(policy_class):
-            return policy_class.from_pretrained(path, config=config)
+            return policy_class.from_pretrained(path, config=config, revision=revision)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"The weights of '{path}' are not those of its config.json: {shorten(str(error), 400)} Leave out "
@@ -122,19 +164,17 @@ def load_policy(config: PreTrainedConfig) -> PreTrainedPolicy:
         ) from error
 
 
-def _require_weights(path: str) -> None:
-    """pi0 and pi05 only print that they found no weights or a broken file, and go on with random ones."""
-    weights = Path(path) / _WEIGHTS
+def _require_file(path: str, name: str, revision: str | None = None) -> Path:
+    """Where a file of a checkpoint is; pi0 and pi05 only print that it is missing, and go on without."""
     if Path(path).is_dir():
-        if not weights.is_file():
-            raise FileNotFoundError(f"The checkpoint '{path}' has no weights: expected {weights}.")
-    else:
-        try:
-            weights = Path(hf_hub_download(path, _WEIGHTS))
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            raise FileNotFoundError(f"The Hub's model '{path}' has no {_WEIGHTS} ({error}).") from error
-    with safe_open(weights, framework="pt"):
-        pass
+        file = Path(path) / name
+        if not file.is_file():
+            raise FileNotFoundError(f"The checkpoint '{path}' is not whole: expected {file}.")
+        return file
+    try:
+        return Path(hf_hub_download(path, name, revision=revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(f"The Hub's model '{path}' has no {name} ({error}).") from error
 
 
 @contextmanager
@@ -174,8 +214,13 @@ def _require_statistics(config: PreTrainedConfig, steps: Iterable[Any]) -> None:
                 )
 
 
-def _read_config(path: str | Path) -> PreTrainedConfig:
-    """The checkpoint's own config."""
+def read_config(path: str | Path) -> PreTrainedConfig:
+    """The checkpoint's own config.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint at `path`.
+        ValueError: If its config.json cannot be read.
+    """
     try:
         return PreTrainedConfig.from_pretrained(path)
     except (OSError, HFValidationError) as error:

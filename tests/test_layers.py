@@ -28,6 +28,7 @@ LAYERS = {
     "grpo.configuration": 2,
     "presets": 2,
     "selectors": 2,
+    "peft_loading": 2,
     # rollouts
     "rollout": 3,
     "checkpoint_loading": 3,
@@ -36,6 +37,7 @@ LAYERS = {
     "demos": 4,
     "evaluation": 4,
     "demo": 4,
+    "export": 4,
     # commands
     "cli": 5,
 }

@@ -35,7 +35,8 @@ def run(config: GRPOPipelineConfig) -> None:
             checkpoint.decide_push(config.policy, overrides)
     config.validate()
     require_gl()
-    algorithm = GRPOAlgorithm(load_actor(config.policy), config.algorithm)
+    actor = load_actor(config.policy, config.peft, config.seed or 0)
+    algorithm = GRPOAlgorithm(actor, config.algorithm)
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0
     with closing(make_engine(config.env, algorithm.actor, config.n_workers)) as engine:
         saved = GRPOTrainer(config, algorithm, engine, tasks, iteration).train()

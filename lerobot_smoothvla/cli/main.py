@@ -12,6 +12,7 @@ COMMANDS = {
     "demos": "record demonstrations of LIBERO tasks with a scripted expert",
     "grpo": "fine-tune a policy with GRPO and the jerk reward",
     "eval": "measure success and smoothness on given starts, or compare two checkpoints",
+    "export": "make a plain LeRobot checkpoint of a fine-tuned one: adapters merged, smoothvla as smolvla",
     "demo": "run the whole path: demonstrations, supervised training, GRPO, comparison",
 }
 
@@ -41,7 +42,7 @@ def main() -> int:
         if wants_help(rest):  # LIBERO asks its question on import, so its config is needed even now.
             with contextlib.suppress(OSError, ImportError):
                 prepare_libero(allow_download=False)
-        else:
+        elif command != "export":  # It starts no simulator.
             prepare_libero()
             require_gl()
         importlib.import_module(f"lerobot_smoothvla.cli.{command}").main()

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
+from lerobot_smoothvla.peft_loading import adapter_of
 
 
 def save(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm, iteration: int) -> Path:
@@ -55,6 +56,8 @@ def save(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm, iteration: int) -
             preprocessor=actor.preprocessor,
             postprocessor=actor.postprocessor,
         )
+        # LeRobot leaves it out of an adapter's checkpoint in a run without --peft flags.
+        actor.policy.config.save_pretrained(partial / PRETRAINED_MODEL_DIR)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         link = final.with_name(LAST_CHECKPOINT_LINK)
@@ -144,7 +147,8 @@ def push_to_hub(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm) -> None:
     # LeRobot's model card names the dataset: here, the one that the warm start was trained on.
     card.dataset = DatasetConfig(repo_id=_warm_start_dataset(config))
     try:
-        actor.policy.push_model_to_hub(card)
+        adapted = actor.policy if adapter_of(actor.policy) is not None else None
+        actor.policy.push_model_to_hub(card, peft_model=adapted)
         actor.preprocessor.push_to_hub(repo_id)
         actor.postprocessor.push_to_hub(repo_id)
     except (OSError, httpx.HTTPError) as error:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lerobot.configs import PreTrainedConfig
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lerobot_smoothvla.episode import Episode
 from lerobot_smoothvla.flow.adapters.execution import Execution
+from lerobot_smoothvla.peft_loading import adapter_of, with_structure
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest, run_episode
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
@@ -111,29 +112,53 @@ class SerialWorker:
         self._simulators.close()
 
 
+@dataclass(frozen=True)
+class ActorRecipe:
+    """What another process needs, beside the weights, to build the same actor.
+
+    Attributes:
+        config: Of the policy, with `pretrained_path`, where the processors are loaded from.
+        peft: The `peft.PeftConfig` that the policy is wrapped with, or None.
+        execution: How its networks are run.
+    """
+
+    config: PreTrainedConfig
+    peft: Any
+    execution: Execution
+
+    @classmethod
+    def of(cls, actor: Actor) -> Self:
+        """The recipe of an actor."""
+        return cls(actor.policy.config, adapter_of(actor.policy), actor.execution)
+
+    def build(self, weights: dict[str, Tensor]) -> Actor:
+        """The actor with these weights, in their types; on the CPU it shares their memory."""
+        policy = with_structure(get_policy_class(self.config.type)(self.config), self.peft)
+        policy.load_state_dict(weights, assign=True)
+        return replace(make_actor(self.config, policy), execution=self.execution)
+
+
 class ProcessWorker:
     """Runs requests in a process of its own, with its own simulators and its own copy of the policy."""
 
     def __init__(
         self,
         env_config: LiberoEnvConfig,
-        policy_config: PreTrainedConfig,
+        recipe: ActorRecipe,
         weights: dict[str, Tensor],
-        execution: Execution,
     ):
         """Start the process.
 
         Args:
             env_config: LeRobot's environment config.
-            policy_config: With `pretrained_path`, where the processors are loaded from.
+            recipe: Of the actor.
             weights: The policy's state in shared memory.
-            execution: How the policy's networks are run.
         """
         context = mp.get_context("spawn")
         self.connection, child = context.Pipe()
         with _environment(_ONE_THREAD):
             self._process = context.Process(
-                target=_serve, args=(child, env_config, policy_config, weights, execution), daemon=True
+                target=_serve, args=(child, env_config, recipe, weights), daemon=True
             )
             self._process.start()
         child.close()
@@ -187,19 +212,15 @@ class ProcessWorker:
 def _serve(
     connection: Connection,
     env_config: LiberoEnvConfig,
-    policy_config: PreTrainedConfig,
+    recipe: ActorRecipe,
     weights: dict[str, Tensor],
-    execution: Execution,
 ) -> None:
     """What a worker process does until its connection is closed."""
     # Ctrl-C reaches the whole process group; the parent decides what ends when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     simulators = Simulators(env_config)
-    actor = replace(make_actor(policy_config), execution=execution)
-    # In the types of the weights, and on the CPU as the shared memory itself.
-    actor.policy.load_state_dict(weights, assign=True)
-    actor.policy.to(policy_config.device)
+    actor = recipe.build(weights)
     while True:
         try:
             request = connection.recv()
@@ -224,9 +245,8 @@ def _send(connection: Connection, message: Any) -> None:
     connection.send_bytes(pickle.dumps(message))
 
 
-def make_actor(config: PreTrainedConfig, policy: PreTrainedPolicy | None = None) -> Actor:
+def make_actor(config: PreTrainedConfig, policy: PreTrainedPolicy) -> Actor:
     """A policy of this config in evaluation mode, with the processors saved beside its checkpoint."""
-    policy = policy or get_policy_class(config.type)(config)
     preprocessor, postprocessor = make_pre_post_processors(
         config,
         pretrained_path=str(config.pretrained_path),
@@ -248,9 +268,8 @@ class ProcessEngine(RolloutEngine[ProcessWorker]):
         """
         policy = actor.policy
         self._shared = {k: v.detach().cpu().clone().share_memory_() for k, v in policy.state_dict().items()}
-        workers = [
-            ProcessWorker(env_config, policy.config, self._shared, actor.execution) for _ in range(n_workers)
-        ]
+        recipe = ActorRecipe.of(actor)
+        workers = [ProcessWorker(env_config, recipe, self._shared) for _ in range(n_workers)]
         super().__init__(workers, _wait_for_processes)
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:

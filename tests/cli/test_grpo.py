@@ -71,6 +71,8 @@ def refused(
         (["--steps=0"], "`steps` should be at least 1 iteration, got 0"),
         (["--policy.path=no/such/policy"], "There is no checkpoint 'no/such/policy'"),
         (["--policy.n_action_steps=99"], "do not fit the checkpoint"),
+        (["--policy.use_peft=true"], "is not whole: expected"),
+        (["--peft.target_modules=[no_such_layer]"], "--peft.target_modules=['no_such_layer']"),
         (["--resume=true"], "There is no checkpoint to resume from: expected run/checkpoints/last"),
         (["--resume=True"], "There is no checkpoint to resume from"),
         (["--config_path=no/such/train_config.json"], "train_config.json"),

@@ -1,8 +1,5 @@
 """Every adapter holds the same rules, on small random policies; LeRobot's own code is the reference."""
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,7 @@ import pytest
 import torch
 from builders import POLICIES, act, random_observation
 from episodes import sampled_group
+from stock import act_in_stock_lerobot
 
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 from lerobot_smoothvla.flow.adapters import adapt, adapter_class, adapter_types
@@ -148,24 +146,6 @@ def test_padding_and_what_is_not_executed_do_not_count(actor: Actor, settings: l
         ]
 
 
-ACT = """
-import sys
-from pathlib import Path
-import torch
-from builders import act, prepare
-from lerobot.configs import PreTrainedConfig
-from lerobot.policies import get_policy_class, make_pre_post_processors
-
-(path,) = sys.argv[1:]
-config = PreTrainedConfig.from_pretrained(path)
-prepare(config.type)
-policy = get_policy_class(config.type).from_pretrained(path)
-action = act(policy, *make_pre_post_processors(config, pretrained_path=path))
-assert not any(name.startswith("lerobot_smoothvla") for name in sys.modules)
-torch.save(action, Path(path) / "action.pt")
-"""
-
-
 def test_an_updated_policy_is_saved_as_what_it_was_and_acts_the_same_in_stock_lerobot(
     name: str, actor: Actor, settings: list[dict[str, Any]], tmp_path: Path
 ):
@@ -180,13 +160,7 @@ def test_an_updated_policy_is_saved_as_what_it_was_and_acts_the_same_in_stock_le
     expected = act(actor.policy, actor.preprocessor, actor.postprocessor)
     actor.policy.load_state_dict(before)
     assert not torch.equal(act(actor.policy, actor.preprocessor, actor.postprocessor), expected)
-    subprocess.run(
-        [sys.executable, "-c", ACT, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        check=True,
-        timeout=300,
-    )
-    assert torch.equal(torch.load(tmp_path / "action.pt"), expected)
+    assert torch.equal(act_in_stock_lerobot(tmp_path, tmp_path), expected)
 
 
 def test_a_lerobot_whose_code_has_moved_is_named(actor: Actor, monkeypatch: pytest.MonkeyPatch):

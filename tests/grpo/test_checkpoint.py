@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import TINY_SMOOTHVLA, save_checkpoint
+from lerobot.configs.default import PeftConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
@@ -208,6 +209,18 @@ def test_a_pushed_policy_loads_from_the_hub_with_its_processors(hub, warm_start,
     assert names | {"policy_preprocessor.json", "policy_postprocessor.json"} <= set(Hub.files)
     assert "me/demonstrations" in Hub.files["README.md"].decode()
     assert json.loads(Hub.files["train_config.json"])["algorithm"]["group_size"] == GRPOConfig().group_size
+
+
+def test_a_pushed_adapter_loads_from_the_hub_onto_its_base(hub, warm_start, tmp_path):
+    actor = load_actor(load_actor_config(warm_start), PeftConfig(r=4))
+    for part in (actor.policy, actor.policy.config, actor.preprocessor, actor.postprocessor):
+        part.save_pretrained(tmp_path / "adapter")
+    result = push_and_load(hub, tmp_path, str(tmp_path / "adapter"))
+    assert result.returncode == 0, result.stderr
+    assert "the same" in result.stdout
+    assert {"config.json", "adapter_config.json", "adapter_model.safetensors"} <= set(Hub.files)
+    assert "model.safetensors" not in Hub.files
+    assert json.loads(Hub.files["adapter_config.json"])["base_model_name_or_path"] == str(warm_start)
 
 
 def test_nothing_is_pushed_where_it_is_switched_off(hub, warm_start, tmp_path):

@@ -1,18 +1,16 @@
 """Whole GRPO runs on real LIBERO by the real command: kill, resume, what a run leaves behind."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from builders import TINY_SMOOTHVLA, save_checkpoint
+from easy_runs import ENV, RUN, finish, kill_after, log_of, same, start_run
 from lerobot.configs import PreTrainedConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.policies import make_policy
@@ -27,38 +25,6 @@ from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.grpo.trainer import iteration_metrics, sample_starts
 
 BIN = Path(sys.executable).parent
-ENV = ("--env.type=libero", "--env.task=libero_object", "--env.task_ids=[0]", "--env.episode_length=16")
-ENV += ("--env.observation_height=64", "--env.observation_width=64")
-RUN = (*ENV, "--steps=2", "--save_freq=1", "--n_workers=0", "--seed=3", "--algorithm.n_groups=1")
-RUN += ("--algorithm.group_size=4", "--algorithm.minibatch_size=4", "--algorithm.lr=1e-4")
-RUN += ("--wandb.enable=true", "--wandb.mode=offline", "--wandb.disable_artifact=true")
-
-# A policy with random weights never picks anything up, so that nothing would be learned and a kill could not
-# be told from an uninterrupted run. Therefore a task that it does solve now and then: to move the gripper by
-# 12 cm. All else is the real command on the real simulator.
-SMOOTHVLA_WITH_AN_EASY_TASK = """
-import sys
-from lerobot_smoothvla.envs.assets import prepare_libero
-prepare_libero(allow_download=False)
-from lerobot.envs.libero import LiberoEnv
-from lerobot_smoothvla.cli.main import main
-from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv
-
-reset_to = ChunkedLiberoEnv.reset_to
-
-def reset_and_look(env, start):
-    observation = reset_to(env, start)
-    env.home = env.position
-    return observation
-
-def step(env, action):
-    observation, reward, _, truncated, info = LiberoEnv.step(env, action)
-    return observation, reward, bool(((env.position - env.home) ** 2).sum() > 0.12**2), truncated, info
-
-ChunkedLiberoEnv.reset_to, ChunkedLiberoEnv.step = reset_and_look, step
-sys.exit(main())
-"""
-
 METRICS = {
     "iteration",
     "success_rate",
@@ -74,32 +40,8 @@ METRICS |= {"policy_grad_norm", "ratio_deviation", "clip_fraction", "approx_kl",
 METRICS |= {"rollout_s", "update_s"}
 
 
-def start_run(output: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SMOOTHVLA_WITH_AN_EASY_TASK, "grpo", f"--output_dir={output}", *arguments],
-        env={**os.environ, "WANDB_DIR": str(output)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(run: subprocess.Popen[str]) -> None:
-    said, _ = run.communicate(timeout=500)
-    assert run.returncode == 0, said
-
-
-def log_of(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
 def weights_of(output: Path, checkpoint: str) -> dict[str, torch.Tensor]:
     return load_file(output / "checkpoints" / checkpoint / "pretrained_model" / "model.safetensors")
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(first[key].equal(second[key]) for key in first)
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +92,7 @@ def test_the_checkpoint_keeps_the_reference_that_the_warm_start_was_measured_at(
 
 def test_killed_and_resumed_it_ends_with_the_same_weights(uninterrupted, warm_start, tmp_path):
     output = tmp_path / "killed"
-    run = start_run(output, f"--policy.path={warm_start}", *RUN)
-    while not (output / "checkpoints/000001").exists() and run.poll() is None:
-        time.sleep(0.05)
-    run.send_signal(signal.SIGKILL)
-    run.communicate()
-    assert run.returncode == -signal.SIGKILL
-    assert not (output / "checkpoints/000002").exists()
+    kill_after(start_run(output, f"--policy.path={warm_start}", *RUN), output, iterations=1)
     with (output / "metrics.jsonl").open("a") as log:  # as if killed between the log and the checkpoint
         log.write('{"iteration": 2, "success_rate": 0.123}\n')
 

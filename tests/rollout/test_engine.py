@@ -1,6 +1,8 @@
 """The serial worker is the oracle of the processes; everything runs on the real simulator."""
 
 from collections.abc import Iterator
+from contextlib import closing
+from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import torch
 import yaml
 from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.configs.default import PeftConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.policies import make_pre_post_processors
 
@@ -17,6 +20,7 @@ from lerobot_smoothvla.episode import Episode, Start
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio
 from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
+from lerobot_smoothvla.peft_loading import add_adapter
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest
 from lerobot_smoothvla.rollout.local import ProcessEngine, SerialWorker, make_actor, make_engine
 
@@ -162,6 +166,27 @@ def test_workers_act_with_the_weights_they_were_given_last(
     actor.policy.load_state_dict(before)
     processes.load_weights(actor.policy)
     assert_same(processes.run(REQUESTS[:2])[1], episodes[1])
+
+
+def test_a_process_acts_with_an_adapter_as_the_serial_worker_does(
+    env_config: LiberoEnvConfig, actor: Actor, serial: RolloutEngine[Any], episodes: list[Episode]
+) -> None:
+    """With the one that it was started with, and with the one that it was given last."""
+    policy = deepcopy(actor.policy)
+    adapted = make_actor(policy.config, add_adapter(policy, PeftConfig(r=4), seed=0))
+    worker = SerialWorker(env_config, adapted)
+    worker._simulators = serial._workers[0]._simulators
+    with closing(make_engine(env_config, adapted, n_workers=1)) as processes:
+        # A new adapter changes nothing.
+        assert_same(processes.run(REQUESTS[:1])[0], episodes[0])
+        with torch.no_grad():
+            for name, value in adapted.policy.named_parameters():
+                if "lora_B" in name:
+                    value.normal_(std=0.1, generator=torch.manual_seed(0))
+        processes.load_weights(adapted.policy)
+        answer, expected = processes.run(REQUESTS[:1])[0], RolloutEngine([worker], list).run(REQUESTS[:1])[0]
+    assert_same(answer, expected)
+    assert not torch.equal(answer.chunks, episodes[0].chunks)
 
 
 def test_a_failed_rollout_is_reported_with_its_reason_and_leaves_the_worker_usable(
