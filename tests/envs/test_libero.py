@@ -187,6 +187,20 @@ def test_an_observer_of_every_frame_changes_nothing(env: ChunkedLiberoEnv) -> No
     assert_same(observed, unobserved)
 
 
+def test_the_last_frames_of_a_chunk_are_those_of_rendering_every_step(env: ChunkedLiberoEnv) -> None:
+    actions = random_actions(CHUNK)
+    env.reset_to(OBJECT)
+    every_frame = [env.step_chunk(action[None]).observation for action in actions]
+    env.reset_to(OBJECT)
+    frames = env.step_chunk(actions[: CHUNK - 1], n_frames=2).frames
+    assert len(frames) == 2
+    frames += env.step_chunk(actions[CHUNK - 1 :], n_frames=2).frames
+    assert len(frames) == 3, "a chunk of one step has one frame to show"
+    for frame, expected in zip(frames, every_frame[-3:], strict=True):
+        assert expected is not None
+        assert_same(frame, expected)
+
+
 def test_positions_are_traced_at_control_rate(env: ChunkedLiberoEnv) -> None:
     env.reset_to(OBJECT)
     before = env.position

@@ -10,18 +10,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from builders import POLICIES
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.configs.default import PeftConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.policies import make_pre_post_processors
 
+from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.episode import Episode, Start
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio
 from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
 from lerobot_smoothvla.peft_loading import add_adapter
-from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest
+from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest, run_episode
 from lerobot_smoothvla.rollout.local import ProcessEngine, SerialWorker, make_actor, make_engine
 
 PRESET = Path(__file__).parents[2] / "configs" / "policy" / "smoothvla_tiny.yaml"
@@ -150,6 +152,31 @@ def test_an_episode_holds_one_row_a_policy_call_and_one_action_a_control_step(
         sent = torch.cat([actor.env_actions(episode.chunks)[i, :n] for i, n in enumerate([4, 4, 2])])
         assert torch.equal(episode.actions, sent)
     assert set(episodes[2].record) == {"x", "x_next", "step", "log_prob"}
+
+
+def test_a_policy_with_a_history_sees_what_lerobots_queues_hold(
+    serial: RolloutEngine[Any], tmp_path: Path
+) -> None:
+    """Its own loop reads every control step's observation and acts the same, from the first call on."""
+    POLICIES["diffusion-ddim"](tmp_path)
+    actor = load_actor(load_actor_config(tmp_path))
+    policy, adapter = actor.policy, actor.adapter
+    assert policy.config.n_obs_steps == 2
+    env = serial._workers[0]._simulators.get(A.suite, A.task_id)
+    episode = run_episode(env, actor, RolloutRequest(A, 0, ODE))
+    generator = torch.Generator().manual_seed(0)
+    observation = env.reset_to(A)
+    policy.reset()
+    for step in range(HORIZON):
+        if step % policy.config.n_action_steps == 0:
+            noise = torch.randn(1, adapter.chunk_size, adapter.action_dim, generator=generator)
+            for _ in range(adapter.num_steps):  # Drawn by the rollout, and multiplied by the std of 0.
+                torch.randn(noise.shape, generator=generator)
+        batch = actor.model_input({key: value[None] for key, value in observation.items()}, ["any"])
+        action = actor.postprocessor(policy.select_action(batch, noise=noise))
+        assert torch.equal(action[0], episode.actions[step]), step
+        observation = env.step_chunk(action.numpy()).observation
+    assert observation is None
 
 
 def test_workers_act_with_the_weights_they_were_given_last(
