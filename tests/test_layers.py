@@ -36,6 +36,7 @@ LAYERS = {
     "demos": 4,
     "evaluation": 4,
     "demo": 4,
+    "doctor": 4,
     # commands
     "cli": 5,
 }
