@@ -1,7 +1,7 @@
 """What the doctor's measurements mean: numbers in, a verdict and what to do out.
 
-Nothing is measured here. Units: s, bytes (shown as GB = 10⁹), m/s³ for jerk. A few episodes are all that there is
-time for, so each rate stands with its n, and the verdicts on rollouts are hints.
+Nothing is measured here. Units: s, bytes (shown as GB = 10⁹), m/s³ for jerk. A few episodes are all that
+there is time for, so each rate stands with its n, and the verdicts on rollouts are hints.
 """
 
 import math
@@ -23,7 +23,7 @@ LOST_STEPS = 0.1
 """Share of weights that a step may leave as they are."""
 LONG_RUN = 24 * 3600.0
 
-_WIDTH = 110
+_WIDTH = 100
 _INDENT = 21
 
 
@@ -141,7 +141,10 @@ def machine(device: str, gpu: str | None, n_cores: int, n_threads: int, n_worker
         n_threads: Of torch in the learner.
         n_workers: Rollout processes of the run.
     """
-    finding = f"device {device}, {gpu or 'no CUDA'}, {n_cores} cores, {n_threads} torch threads, {n_workers} workers"
+    finding = (
+        f"device {device}, {gpu or 'no CUDA'}, {n_cores} cores, {n_threads} torch threads in the learner, "
+        f"{n_workers} workers"
+    )
     numbers = {
         "device": device,
         "gpu": gpu,
@@ -184,11 +187,10 @@ def checkpoint(policy_type: str, parts: Mapping[str, tuple[int, int]]) -> Check:
         parts: Trainable and all parameters of each part.
     """
     trainable, total = (sum(counts[i] for counts in parts.values()) for i in (0, 1))
-    shares = ", ".join(
-        f"{part} {_millions(some)} of {_millions(all_)}" for part, (some, all_) in parts.items()
-    )
+    shares = [f"{part} {_millions(some)} of {_millions(whole)}" for part, (some, whole) in parts.items()]
     finding = (
-        f"type {policy_type}; trainable {_millions(trainable)} of {_millions(total)} M parameters: {shares}"
+        f"type {policy_type}; trainable {_millions(trainable)} of {_millions(total)} M parameters: "
+        f"{', '.join(shares)}"
     )
     numbers = {"type": policy_type, "parts": {part: list(counts) for part, counts in parts.items()}}
     if trainable == 0:
@@ -196,8 +198,8 @@ def checkpoint(policy_type: str, parts: Mapping[str, tuple[int, int]]) -> Check:
         return Check("checkpoint", "fail", finding, advice, numbers)
     if trainable == total > MANY_PARAMETERS:
         advice = (
-            f"Weights, gradients and Adam's moments in float32 take {_gb(16 * total)} GB before any activation: "
-            "freeze a part, as with --policy.train_expert_only=true."
+            f"All of it learns: weights, gradients and Adam's moments take {_gb(16 * total)} GB in float32 "
+            "before any activation. Freeze a part, as with --policy.train_expert_only=true."
         )
         return Check("checkpoint", "warn", finding, advice, numbers)
     return Check("checkpoint", "ok", finding, numbers=numbers)
@@ -235,13 +237,11 @@ def first_ratio(name: str, deviation: Mapping[str, float], n: int) -> Check:
     if worst <= EXACT:
         return Check(name, "ok", finding, numbers=numbers)
     if worst <= ROUNDED:
-        advice = (
-            f"More than rounding in float32 ({EXACT:.0e}); watch `ratio_deviation` in the first iteration."
-        )
+        advice = f"More than float32 rounds ({EXACT:.0e}); watch `ratio_deviation` in the first iteration."
         return Check(name, "warn", finding, advice, numbers)
     advice = (
-        f"It should be at most {ROUNDED:.0e}: sampling and replay do not compute the same, and every gradient is of "
-        "the wrong ratio. Load the policy in float32 without autocast, and see the adapter's tests."
+        f"It should be at most {ROUNDED:.0e}: sampling and replay do not compute the same, and every "
+        "gradient is of the wrong ratio. Load the policy in float32, without autocast."
     )
     return Check(name, "fail", finding, advice, numbers)
 
@@ -258,9 +258,7 @@ def exploration(deployed: Outcome, exploring: Outcome, ratio: str, explores: boo
     gap = f"as deployed {deployed}; exploring ({ratio}) {exploring}"
     numbers = {"ratio": ratio, "deployed": vars(deployed), "exploring": vars(exploring)}
     if not explores:
-        finding = (
-            f"the run rolls out what is deployed, so there is no gap (flow_matching); for comparison: {gap}"
-        )
+        finding = f"none: flow_matching rolls out what is deployed. For comparison: {gap}"
         return Check("exploration", "ok", finding, numbers=numbers)
     costly = exploring.successes / exploring.n < deployed.successes / deployed.n / 2
     if costly or exploring.jerk_rms > 2 * deployed.jerk_rms:
@@ -289,8 +287,8 @@ def mixed_groups(groups: Sequence[Sequence[bool]], smoothness_weight: float) -> 
     flat = [success for group in groups for success in group]
     if not any(flat):
         advice = (
-            "Without a success there is nothing to learn: train the warm start longer, choose tasks that it solves "
-            "sometimes (--env.task_ids), or look at more starts (--doctor.n_starts)."
+            "Without a success there is nothing to learn: train the warm start longer, choose tasks that it "
+            "solves sometimes (--env.task_ids), or look at more starts (--doctor.n_starts)."
         )
     elif not all(flat):
         advice = "Each start is either solved or not: raise --algorithm.group_size, and look at more starts."
@@ -307,9 +305,9 @@ def time(cost: Cost, run: Run) -> Check:
     update_s = run.episodes * cost.chunks * run.epochs * cost.chunk_s
     run_s = cost.startup_s + run.steps * (rollout_s + update_s)
     finding = (
-        f"rollouts {cost.steps_per_s:.0f} steps/s with {run.n_workers} workers, update {1 / cost.chunk_s:.1f} "
-        f"chunks/s; an iteration of {run.episodes} episodes {_duration(rollout_s)} + {_duration(update_s)} for its "
-        f"update; {run.steps} iterations {_duration(run_s)}"
+        f"rollouts {cost.steps_per_s:.0f} steps/s with {run.n_workers} workers, update "
+        f"{1 / cost.chunk_s:.1f} chunks/s; an iteration of {run.episodes} episodes {_duration(rollout_s)} "
+        f"and {_duration(update_s)} for its update; the run of {run.steps} {_duration(run_s)}"
     )
     numbers = {
         "steps_per_s": cost.steps_per_s,
@@ -344,9 +342,10 @@ def memory(cost: Cost, run: Run, available: int, total: int) -> Check:
     learner = cost.learner_bytes + round(2 * run.episodes * cost.episode_bytes)
     need = cost.worker_bytes * run.n_workers + learner
     finding = (
-        f"{run.n_workers} workers of {_gb(cost.worker_bytes)} GB + learner {_gb(learner)} GB = {_gb(need)} GB, of "
-        f"{_gb(total)} GB ({_gb(available)} free before); an update on {cost.update_chunks} chunks, at most "
-        f"{run.microbatch_size} at once, adds {_gb(cost.update_bytes)} GB"
+        f"{run.n_workers} workers of {_gb(cost.worker_bytes)} GB and a learner of {_gb(learner)} GB need "
+        f"{_gb(need)} of {_gb(total)} GB ({_gb(available)} free before); of this an update on "
+        f"{cost.update_chunks} chunks, at most {run.microbatch_size} at once, takes "
+        f"{_gb(cost.update_bytes)} GB"
     )
     numbers = {
         "worker_bytes": cost.worker_bytes,
@@ -358,11 +357,9 @@ def memory(cost: Cost, run: Run, available: int, total: int) -> Check:
     }
     if need <= available:
         return Check("memory", "ok", finding, numbers=numbers)
-    advice = "It does not fit" if need > total else "It fits only once other processes have ended"
     fitting = (available - learner) // cost.worker_bytes if cost.worker_bytes else 0
-    advice += (
-        f": --n_workers={fitting}." if fitting > 0 else ": fewer --algorithm.n_groups, a smaller microbatch."
-    )
+    way_out = f"--n_workers={fitting}" if fitting > 0 else "smaller --algorithm.n_groups and microbatch_size"
+    advice = f"{'It does not fit' if need > total else 'It fits once others have ended'}: {way_out}."
     return Check("memory", "fail" if need > total else "warn", finding, advice, numbers)
 
 
@@ -387,9 +384,8 @@ def gpu_memory(peak: int, total: int, update_chunks: int, microbatch_size: int) 
 
 
 def _wrapped(text: str, lead: str = "") -> list[str]:
-    return textwrap.wrap(
-        lead + text, _WIDTH - _INDENT, subsequent_indent=" " * len(lead), break_long_words=False
-    )
+    lines = textwrap.wrap(text, _WIDTH - _INDENT - len(lead), break_long_words=False)
+    return [(lead if index == 0 else " " * len(lead)) + line for index, line in enumerate(lines)]
 
 
 def _millions(count: int) -> str:

@@ -58,11 +58,7 @@ class DoctorSizes:
 
 @dataclass(kw_only=True)
 class DoctorConfig(GRPOPipelineConfig):
-    """A run of `smoothvla grpo`, and how closely to look at it.
-
-    Attributes:
-        doctor: Sizes.
-    """
+    """A run of `smoothvla grpo`, and in `doctor` how closely to look at it."""
 
     doctor: DoctorSizes = field(default_factory=DoctorSizes)
 
@@ -229,9 +225,8 @@ def _exploration(config: DoctorConfig, own: measure.Rollouts, other: measure.Rol
     if isinstance(other, Exception):
         if _explores(config):
             return _failed("exploration", other)
-        return Check(
-            "exploration", "ok", f"as deployed (flow_matching); {ratio} cannot be tried here: {other}"
-        )
+        finding = f"none: flow_matching rolls out what is deployed. {ratio} cannot be compared: {other}"
+        return Check("exploration", "ok", finding)
     deployed, exploring = (other, own) if _explores(config) else (own, other)
     return checks.exploration(deployed.outcome, exploring.outcome, ratio, _explores(config))
 

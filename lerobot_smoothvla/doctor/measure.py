@@ -77,7 +77,7 @@ def rounding(adapter: PolicyAdapter, lr: float) -> tuple[dict[str, int], float]:
 
 @torch.no_grad()
 def ratio_deviation(actor: Actor, estimator: RatioEstimator, n: int, seed: int) -> dict[str, float]:
-    """Largest |ratio − 1| of chunks that were sampled one by one, as in a rollout, and replayed before any update.
+    """Largest |ratio − 1| of chunks that are sampled one by one, as in a rollout, and replayed at once.
 
     Args:
         actor: Samples and replays.
@@ -207,8 +207,8 @@ class Update:
 def update(actor: Actor, config: GRPOConfig, groups: Sequence[Sequence[Episode]]) -> Update:
     """An update that moves no weight, on enough whole groups to fill a microbatch.
 
-    Time and memory do not depend on rewards, so the episodes succeed by turns here: a group without a success would
-    be left out.
+    Time and memory do not depend on rewards, so the episodes succeed by turns here: a group without a success
+    would be left out.
 
     Raises:
         ValueError: If nothing of the policy is trainable.
