@@ -15,6 +15,8 @@ from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from safetensors import SafetensorError
 
+# Registers the type `smoothvla`, whatever has been imported before.
+from lerobot_smoothvla import configuration_smoothvla  # noqa: F401
 from lerobot_smoothvla.flow.adapters import adapter_class
 from lerobot_smoothvla.rollout.engine import Actor
 from lerobot_smoothvla.rollout.local import make_actor
