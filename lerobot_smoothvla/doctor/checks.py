@@ -131,7 +131,7 @@ def versions(found: Mapping[str, str | None]) -> Check:
     return Check("versions", "fail" if advice else "ok", listed, advice, dict(found))
 
 
-def machine(device: str, gpu: str | None, n_cores: int, n_threads: int, n_workers: int) -> Check:
+def machine(device: str, gpu: str | None, n_cores: int, n_threads: int, n_workers: int, load: float) -> Check:
     """Where the run computes.
 
     Args:
@@ -140,24 +140,28 @@ def machine(device: str, gpu: str | None, n_cores: int, n_threads: int, n_worker
         n_cores: That this process may use.
         n_threads: Of torch in the learner.
         n_workers: Rollout processes of the run.
+        load: Processes that ran or waited in the last minute, before the doctor's own.
     """
     finding = (
-        f"device {device}, {gpu or 'no CUDA'}, {n_cores} cores, {n_threads} torch threads in the learner, "
-        f"{n_workers} workers"
+        f"device {device}, {gpu or 'no CUDA'}; {n_cores} cores, load {load:.1f}; "
+        f"torch threads of the learner: {n_threads}; workers: {n_workers}"
     )
+    advice = []
+    if gpu is not None and device == "cpu":
+        advice.append("Use the GPU: --policy.device=cuda.")
+    if n_workers > n_cores:
+        advice.append(f"More workers than cores are in each other's way: --n_workers={n_cores}.")
+    if load > n_cores:
+        advice.append("Others are at work here: the times below are upper bounds.")
     numbers = {
         "device": device,
         "gpu": gpu,
         "n_cores": n_cores,
         "n_threads": n_threads,
         "n_workers": n_workers,
+        "load": load,
     }
-    if gpu is not None and device == "cpu":
-        return Check("machine", "warn", finding, "Use the GPU: --policy.device=cuda.", numbers)
-    if n_workers > n_cores:
-        advice = f"More workers than cores are in each other's way: --n_workers={n_cores}."
-        return Check("machine", "warn", finding, advice, numbers)
-    return Check("machine", "ok", finding, numbers=numbers)
+    return Check("machine", "warn" if advice else "ok", finding, " ".join(advice), numbers)
 
 
 def plugin(discovered: Sequence[str], policy_types: Sequence[str]) -> Check:
@@ -233,10 +237,10 @@ def first_ratio(name: str, deviation: Mapping[str, float], n: int) -> Check:
     listed = ", ".join(f"{how} {value:.1e}" for how, value in deviation.items())
     finding = f"|ratio − 1| before any update: {listed} (n = {n} chunks)"
     numbers = {"deviation": dict(deviation), "n": n}
-    worst = max(deviation.values())
-    if worst <= EXACT:
+    # Not by the largest: a ratio that is no number is larger than none.
+    if all(value <= EXACT for value in deviation.values()):
         return Check(name, "ok", finding, numbers=numbers)
-    if worst <= ROUNDED:
+    if all(value <= ROUNDED for value in deviation.values()):
         advice = f"More than float32 rounds ({EXACT:.0e}); watch `ratio_deviation` in the first iteration."
         return Check(name, "warn", finding, advice, numbers)
     advice = (
@@ -258,7 +262,7 @@ def exploration(deployed: Outcome, exploring: Outcome, ratio: str, explores: boo
     gap = f"as deployed {deployed}; exploring ({ratio}) {exploring}"
     numbers = {"ratio": ratio, "deployed": vars(deployed), "exploring": vars(exploring)}
     if not explores:
-        finding = f"none: flow_matching rolls out what is deployed. For comparison: {gap}"
+        finding = f"no gap: flow_matching rolls out what is deployed. For comparison: {gap}"
         return Check("exploration", "ok", finding, numbers=numbers)
     costly = exploring.successes / exploring.n < deployed.successes / deployed.n / 2
     if costly or exploring.jerk_rms > 2 * deployed.jerk_rms:
@@ -384,7 +388,7 @@ def gpu_memory(peak: int, total: int, update_chunks: int, microbatch_size: int) 
 
 
 def _wrapped(text: str, lead: str = "") -> list[str]:
-    lines = textwrap.wrap(text, _WIDTH - _INDENT - len(lead), break_long_words=False)
+    lines = textwrap.wrap(text, _WIDTH - _INDENT - len(lead), break_long_words=False, break_on_hyphens=False)
     return [(lead if index == 0 else " " * len(lead)) + line for index, line in enumerate(lines)]
 
 

@@ -105,6 +105,7 @@ def _examine(config: DoctorConfig, simulator: list[Check], starts: list[Start] |
         n_cores=len(os.sched_getaffinity(0)),
         n_threads=torch.get_num_threads(),
         n_workers=config.n_workers,
+        load=os.getloadavg()[0],
     )
     yield checks.plugin(measure.discovered_plugins(), list(PreTrainedConfig.get_known_choices()))
     yield from simulator
@@ -225,7 +226,7 @@ def _exploration(config: DoctorConfig, own: measure.Rollouts, other: measure.Rol
     if isinstance(other, Exception):
         if _explores(config):
             return _failed("exploration", other)
-        finding = f"none: flow_matching rolls out what is deployed. {ratio} cannot be compared: {other}"
+        finding = f"no gap: flow_matching rolls out what is deployed. {ratio} cannot be compared: {other}"
         return Check("exploration", "ok", finding)
     deployed, exploring = (other, own) if _explores(config) else (own, other)
     return checks.exploration(deployed.outcome, exploring.outcome, ratio, _explores(config))
