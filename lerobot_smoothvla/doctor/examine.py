@@ -64,7 +64,7 @@ class DoctorConfig(GRPOPipelineConfig):
 
 
 def examine(config: DoctorConfig) -> Iterator[Check]:
-    """Check after check as they are made; nothing is written and no weight changed.
+    """Check after check, each as it is made; nothing is written and no weight changed.
 
     Args:
         config: With the policy's config.
@@ -73,7 +73,7 @@ def examine(config: DoctorConfig) -> Iterator[Check]:
         The checks to come.
 
     Raises:
-        ValueError: At once, if a task or an initial state does not exist.
+        ValueError: At once, if the ratio does not suit the policy, or a task or an initial state does not exist.
     """
     config.algorithm.estimator(config.policy)
     simulator = list(_simulator(config))
@@ -161,30 +161,39 @@ def _rollouts(
         lambda: measure.roll_out(engine, starts, _comparison(config), size, "rollouts to compare with")
     )
     yield _exploration(config, own, other)
-
-    # By now the workers have built their simulators.
+    # By now the workers have built their simulators, so the second rollouts show the speed.
     warm = own if isinstance(other, Exception) else other
-    rate = warm.steps / warm.wall_s
-    worker_bytes = measure.worker_bytes()
-    update = _attempt(lambda: measure.update(actor, config.algorithm, own.groups))
+    yield from _costs(config, actor, own, warm.steps / warm.wall_s, n_workers, memory)
+
+
+def _costs(
+    config: DoctorConfig,
+    actor: Actor,
+    own: measure.Rollouts,
+    steps_per_s: float,
+    n_workers: int,
+    memory: tuple[int, int],
+) -> Iterator[Check]:
+    """What the run will take, from an update on the rollouts while the workers are there."""
+    algorithm = config.algorithm
+    update = _attempt(lambda: measure.update(actor, algorithm, own.groups))
     if isinstance(update, Exception):
         yield _failed("update", update, "If memory ran out: a smaller --algorithm.microbatch_size.")
         yield from _skipped(("time", "memory"), "the update")
         return
     yield checks.first_ratio("update", {"rollouts replayed": update.ratio_deviation}, update.n_chunks)
     cost = checks.Cost(
-        steps_per_s=rate * max(config.n_workers, 1) / max(n_workers, 1),
-        startup_s=max(own.wall_s - own.steps / rate, 0.0),
-        steps=steps,
+        steps_per_s=steps_per_s * max(config.n_workers, 1) / max(n_workers, 1),
+        startup_s=max(own.wall_s - own.steps / steps_per_s, 0.0),
+        steps=own.steps / own.outcome.n,
         chunks=sum(len(episode.executed) for episode in own.episodes) / own.outcome.n,
         chunk_s=update.chunk_s,
         update_chunks=update.n_chunks,
         update_bytes=update.n_bytes,
-        worker_bytes=worker_bytes,
+        worker_bytes=measure.worker_bytes(),
         learner_bytes=measure.resident_bytes("self", peak=True),
         episode_bytes=own.episode_bytes,
     )
-    algorithm = config.algorithm
     run = checks.Run(
         steps=config.steps,
         episodes=algorithm.n_groups * algorithm.group_size,
@@ -195,8 +204,8 @@ def _rollouts(
     yield checks.time(cost, run)
     yield checks.memory(cost, run, *memory)
     if torch.device(config.policy.device).type == "cuda":
-        free, device_total = torch.cuda.mem_get_info(config.policy.device)
-        yield checks.gpu_memory(device_total - free, device_total, update.n_chunks, algorithm.microbatch_size)
+        free, total = torch.cuda.mem_get_info(config.policy.device)
+        yield checks.gpu_memory(total - free, total, update.n_chunks, algorithm.microbatch_size)
 
 
 def _explores(config: DoctorConfig) -> bool:
