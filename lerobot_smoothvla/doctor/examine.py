@@ -73,7 +73,7 @@ def examine(config: DoctorConfig) -> Iterator[Check]:
         The checks to come.
 
     Raises:
-        ValueError: At once, if the ratio does not suit the policy, or a task or an initial state does not exist.
+        ValueError: At once, if the ratio does not suit the policy, or a task or initial state does not exist.
     """
     config.algorithm.estimator(config.policy)
     simulator = list(_simulator(config))
