@@ -38,6 +38,7 @@ LAYERS = {
     "evaluation": 4,
     "demo": 4,
     "export": 4,
+    "doctor": 4,
     # commands
     "cli": 5,
 }

@@ -1,1 +1,1 @@
-"""Commands: `smoothvla demos | grpo | eval`."""
+"""Commands: `smoothvla demos | doctor | grpo | eval | demo`."""

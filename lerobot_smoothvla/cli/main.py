@@ -11,6 +11,7 @@ from lerobot_smoothvla.selectors import expand, wants_help
 COMMANDS = {
     "demos": "record demonstrations of LIBERO tasks with a scripted expert",
     "grpo": "fine-tune a policy with GRPO and the jerk reward",
+    "doctor": "examine a run, with the flags of `grpo`, before hours are spent on it",
     "eval": "measure success and smoothness on given starts, or compare two checkpoints",
     "export": "make a plain LeRobot checkpoint of a fine-tuned one: adapters merged, smoothvla as smolvla",
     "demo": "run the whole path: demonstrations, supervised training, GRPO, comparison",
@@ -27,7 +28,8 @@ def main() -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, 2 after an error that the message explains, 130 when interrupted.
+        The exit code: 0, 1 where the doctor finds a failure, 2 after an error that the message explains, 130
+        when interrupted.
     """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -42,10 +44,10 @@ def main() -> int:
         if wants_help(rest):  # LIBERO asks its question on import, so its config is needed even now.
             with contextlib.suppress(OSError, ImportError):
                 prepare_libero(allow_download=False)
-        elif command != "export":  # It starts no simulator.
+        elif command not in ("export", "doctor"):  # One starts no simulator, the other says what is missing.
             prepare_libero()
             require_gl()
-        importlib.import_module(f"lerobot_smoothvla.cli.{command}").main()
+        return importlib.import_module(f"lerobot_smoothvla.cli.{command}").main() or 0
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("SMOOTHVLA_DEBUG") == "1":
             raise
@@ -54,7 +56,6 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ class Evaluation:
                 {**asdict(m.start), "success": m.success, "terms": m.terms} for m in self.measurements
             ],
         }
-        return _without_nan(info)
+        return without_nan(info)
 
 
 def evaluate(
@@ -287,10 +287,10 @@ def _difference(
     return paired_bootstrap_interval(first, second) if first else None
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """A copy of nested dicts and lists in which every number is one that JSON knows, or None."""
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

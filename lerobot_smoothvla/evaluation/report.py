@@ -36,17 +36,16 @@ _COLUMNS = {
 }
 
 
-def prepare_output_dir(directory: Path) -> None:
+def prepare_output_dir(directory: Path, file: str = EVAL_INFO) -> None:
     """Make sure that a result can be written, before hours are spent on it.
 
     Raises:
-        FileExistsError: If the directory already holds an evaluation.
+        FileExistsError: If the directory already holds `file`.
         OSError: If it cannot be made or written to.
     """
-    if (directory / EVAL_INFO).exists():
+    if (directory / file).exists():
         raise FileExistsError(
-            f"'{directory}' already holds an evaluation ({EVAL_INFO}), which would be overwritten; "
-            "choose another --output_dir."
+            f"'{directory}' already holds {file}, which would be overwritten; choose another --output_dir."
         )
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -74,16 +73,16 @@ def to_json(paths: Mapping[str, str], results: Mapping[str, Evaluation]) -> dict
     return info
 
 
-def write_info(directory: Path, info: Mapping[str, Any]) -> Path:
-    """Write `eval_info.json` and return its path.
+def write_info(directory: Path, info: Mapping[str, Any], file: str = EVAL_INFO) -> Path:
+    """Write `info` as JSON to `file` in `directory`, and return its path.
 
     Raises:
-        FileExistsError: If another evaluation has written it meanwhile.
+        FileExistsError: If another process has written it meanwhile.
     """
     text = json.dumps(info, indent=2, allow_nan=False)
-    with (directory / EVAL_INFO).open("x", encoding="utf-8") as file:
-        file.write(text + "\n")
-    return directory / EVAL_INFO
+    with (directory / file).open("x", encoding="utf-8") as stream:
+        stream.write(text + "\n")
+    return directory / file
 
 
 def video_paths(starts: Sequence[Start], n_videos: int, directory: Path) -> dict[Start, Path]:

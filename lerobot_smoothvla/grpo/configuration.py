@@ -18,6 +18,9 @@ from lerobot_smoothvla.jerk_reward import JerkRewardConfig
 
 Ratio = Literal["auto", "flow_matching", "flow_sde", "posterior"]
 
+DOCTOR = "doctor.json"
+"""What `smoothvla doctor` leaves in a run's output directory before the run."""
+
 DEFAULT_CLIP = {"flow_matching": (0.05, 0.05), "flow_sde": (0.2, 0.28), "posterior": (0.2, 0.28)}
 """Clip (low, high) of each ratio estimator: FPO++'s, and the common one for exact ratios."""
 
@@ -244,8 +247,15 @@ class GRPOPipelineConfig(TrainPipelineConfig):
             self.job_name = f"{self.env.type}_{self.policy.type}_grpo"
         if self.output_dir is None:
             self.output_dir = Path("outputs/grpo") / f"{self.env.task}_{self.policy.type}"
-        if self.output_dir.exists() and not self.resume:
+        if not self.resume and not _is_free(self.output_dir):
             raise FileExistsError(
                 f"The output directory {self.output_dir} exists and would be overwritten; "
                 "choose another --output_dir, or continue that run with --resume=true."
             )
+
+
+def _is_free(directory: Path) -> bool:
+    """Whether nothing stands there, or the doctor's findings alone."""
+    return not directory.exists() or (
+        directory.is_dir() and [file.name for file in directory.iterdir()] == [DOCTOR]
+    )

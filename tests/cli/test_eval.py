@@ -87,7 +87,7 @@ def test_an_earlier_evaluation_stands(checkpoints, tmp_path, monkeypatch, capsys
     arguments = [*ENV, f"--policy.path={checkpoints[0]}", f"--output_dir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["smoothvla", "eval", *arguments])
     assert main() == 2
-    assert "already holds an evaluation" in capsys.readouterr().err
+    assert "already holds eval_info.json" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["eval_info.json"]
 
 

@@ -1,0 +1,281 @@
+"""What the doctor measures of a policy, its rollouts and the machine.
+
+Dims: N chunks, H steps a chunk, R ratio terms a chunk. Units: s, bytes.
+"""
+
+import importlib.metadata
+import math
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from lerobot.configs import FeatureType, PreTrainedConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from lerobot_smoothvla.doctor.checks import DISTRIBUTION, Outcome
+from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
+from lerobot_smoothvla.evaluation.evaluate import measure_episode
+from lerobot_smoothvla.flow.adapters import PolicyAdapter
+from lerobot_smoothvla.flow.ratio import RatioEstimator
+from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
+from lerobot_smoothvla.grpo.configuration import GRPOConfig
+from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest, Sampler
+
+_INSTRUCTION = "pick it up"
+
+
+def installed(names: Sequence[str]) -> dict[str, str | None]:
+    """The version of each distribution, None where it is missing."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def discovered_plugins() -> list[str]:
+    """Distributions that LeRobot takes for policies of others, by their names."""
+    names = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
+    prefix = DISTRIBUTION.removesuffix("smoothvla")
+    return sorted(name for name in names if name and name.startswith(prefix))
+
+
+def parameters_by_part(adapter: PolicyAdapter) -> dict[str, tuple[int, int]]:
+    """Trainable and all parameters of each of the policy's parts."""
+    trainable: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for name, parameter in adapter.policy.named_parameters():
+        part = adapter.part_of(name)
+        total[part] += parameter.numel()
+        trainable[part] += parameter.numel() * parameter.requires_grad
+    return {part: (trainable[part], total[part]) for part in sorted(total)}
+
+
+@torch.no_grad()
+def rounding(adapter: PolicyAdapter, lr: float) -> tuple[dict[str, int], float]:
+    """Trainable parameters of each type, and the share of them that a step of `lr` leaves as they are.
+
+    Adam's first steps are about `lr` long in every weight. No weight is changed.
+    """
+    dtypes: Counter[str] = Counter()
+    unchanged = 0
+    for parameter in adapter.policy.parameters():
+        if parameter.requires_grad:
+            dtypes[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+            unchanged += int((parameter - lr == parameter).sum())
+    return dict(dtypes), unchanged / max(dtypes.total(), 1)
+
+
+@torch.no_grad()
+def ratio_deviation(actor: Actor, estimator: RatioEstimator, n: int, seed: int) -> dict[str, float]:
+    """Largest |ratio − 1| of chunks that are sampled one by one, as in a rollout, and replayed at once.
+
+    Args:
+        actor: Samples and replays.
+        estimator: Of the run.
+        n: Chunks.
+        seed: Of the observations, which are random, and of the chunks.
+
+    Returns:
+        Of replaying them `alone`, and `batched` in another order.
+    """
+    config, adapter = actor.policy.config, actor.adapter
+    observations = _random_observations(config, n, seed)
+    generator = torch.Generator(config.device).manual_seed(seed)
+
+    def encode(index: Tensor) -> Any:
+        rows = {key: value[index].to(config.device) for key, value in observations.items()}
+        return adapter.encode(actor.model_input(rows, [_INSTRUCTION] * len(index)))
+
+    one_by_one = torch.arange(n)[:, None]
+    samples = [estimator.sample(adapter, encode(index), generator) for index in one_by_one]
+    record = {key: torch.cat([sample.record[key] for sample in samples]) for key in samples[0].record}
+    baseline = estimator.baseline(adapter, encode(torch.arange(n)), record)
+    steps = torch.arange(adapter.chunk_size, device=config.device) - adapter.first_step
+    executed = ((steps >= 0) & (steps < config.n_action_steps)).expand(n, -1)
+
+    def worst(batches: Sequence[Tensor]) -> float:
+        deviations = [
+            estimator.log_ratio(
+                adapter,
+                encode(index),
+                {key: value[index] for key, value in record.items()},
+                baseline[index],
+                executed[index],
+            ).expm1()
+            for index in batches
+        ]
+        return torch.cat(deviations).abs().max().item()
+
+    return {"alone": worst(list(one_by_one)), "batched": worst([torch.arange(n).flip(0)])}
+
+
+def _random_observations(config: PreTrainedConfig, n: int, seed: int) -> dict[str, Tensor]:
+    """As an `Episode` keeps them: images (n, 3, h, w) uint8, state (n, S)."""
+    generator = torch.Generator().manual_seed(seed)
+    history = () if config.n_obs_steps == 1 else (config.n_obs_steps,)
+    observations = {}
+    for key, feature in config.input_features.items():
+        shape = (n, *history, *feature.shape)
+        observations[key] = (
+            torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+            if feature.type is FeatureType.VISUAL
+            else torch.randn(shape, generator=generator)
+        )
+    return observations
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Episodes, and the time until the last had ended.
+
+    Attributes:
+        groups: The episodes of each start.
+        wall_s: For all of them.
+    """
+
+    groups: list[list[Episode]]
+    wall_s: float
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """All of them."""
+        return [episode for group in self.groups for episode in group]
+
+    @property
+    def steps(self) -> int:
+        """Control steps of all."""
+        return sum(episode.n_steps for episode in self.episodes)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Successes and jerk."""
+        measured = [measure_episode(episode) for episode in self.episodes]
+        jerks = [m.terms["jerk_rms"] for m in measured if not math.isnan(m.terms["jerk_rms"])]
+        successes = sum(m.success for m in measured)
+        return Outcome(len(measured), successes, fmean(jerks) if jerks else math.nan)
+
+    @property
+    def episode_bytes(self) -> float:
+        """Mean size of what an episode holds until the update."""
+        tensors = [t for e in self.episodes for t in (*e.observations.values(), *e.record.values())]
+        return sum(tensor.nbytes for tensor in tensors) / len(self.episodes)
+
+
+def roll_out(
+    engine: RolloutEngine, starts: Sequence[Start], sampler: Sampler, group_size: int, description: str
+) -> Rollouts:
+    """`group_size` rollouts of each start; the same noise for the same place in a group.
+
+    Raises:
+        RuntimeError: If one fails.
+    """
+    requests = [RolloutRequest(start, seed, sampler) for start in starts for seed in range(group_size)]
+    began = time.perf_counter()
+    with tqdm(total=len(requests), desc=description, unit="episode", leave=False) as bar:
+        episodes = engine.run(requests, lambda index, episode: bar.update())
+    groups = [episodes[i : i + group_size] for i in range(0, len(episodes), group_size)]
+    return Rollouts(groups, time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update took.
+
+    Attributes:
+        n_chunks: It was on.
+        chunk_s: Time for one of them.
+        n_bytes: By which the memory of its device grew, at most.
+        ratio_deviation: Mean |ratio − 1| of the workers' chunks, replayed by the learner.
+    """
+
+    n_chunks: int
+    chunk_s: float
+    n_bytes: int
+    ratio_deviation: float
+
+
+def update(actor: Actor, config: GRPOConfig, groups: Sequence[Sequence[Episode]]) -> Update:
+    """An update that moves no weight, on enough whole groups to fill a microbatch.
+
+    Time and memory do not depend on rewards, so the episodes succeed by turns here: a group without a success
+    would be left out.
+
+    Raises:
+        ValueError: If nothing of the policy is trainable.
+        RuntimeError: If the memory does not suffice.
+    """
+    algorithm = GRPOAlgorithm(actor, replace(config, epochs=1))
+    for optimizer in algorithm.get_optimizers().values():
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = 0.0
+    chosen: list[Group] = []
+    n_chunks = 0
+    for episodes in groups:
+        if n_chunks < config.microbatch_size:
+            turns = [float(index % 2) for index in range(len(episodes))]
+            scored = (ScoredEpisode(e, turn, 0.5, turn) for e, turn in zip(episodes, turns, strict=True))
+            chosen.append(Group(tuple(scored)))
+            n_chunks += sum(len(episode.executed) for episode in episodes)
+    peak = _PeakMemory(actor.policy.config.device)
+    began = time.perf_counter()
+    stats = algorithm.update(iter([chosen]))
+    wall_s = time.perf_counter() - began
+    return Update(n_chunks, wall_s / n_chunks, peak.grown(), stats.extra["ratio_deviation"])
+
+
+class _PeakMemory:
+    """By how much the memory of a device grows from here on, at most."""
+
+    def __init__(self, device: str) -> None:
+        """Begin."""
+        self._cuda = device.startswith("cuda")
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_reserved(device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # The peak is the present from here on.
+            self._before = resident_bytes("self")
+
+    def grown(self) -> int:
+        """Bytes."""
+        peak = torch.cuda.max_memory_reserved() if self._cuda else resident_bytes("self", peak=True)
+        return peak - self._before
+
+
+def resident_bytes(pid: int | str, peak: bool = False) -> int:
+    """Of a process, now or at its peak."""
+    return _proc_bytes(f"{pid}/status", "VmHWM" if peak else "VmRSS")
+
+
+def worker_bytes() -> int:
+    """Resident in the largest child process, at its peak; 0 without any."""
+    pids = [process.pid for process in multiprocessing.active_children()]
+    return max((resident_bytes(pid, peak=True) for pid in pids if pid is not None), default=0)
+
+
+def machine_bytes() -> tuple[int, int]:
+    """Available to new processes, and in all; a container's limit bounds both."""
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    bound = math.inf if text == "max" else int(text)
+    available, total = (_proc_bytes("meminfo", name) for name in ("MemAvailable", "MemTotal"))
+    return int(min(available, bound)), int(min(total, bound))
+
+
+def _proc_bytes(file: str, name: str) -> int:
+    """A value of /proc that is given in kB."""
+    for line in Path("/proc", file).read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"/proc/{file} should have a line `{name}`; the doctor needs Linux.")
