@@ -10,12 +10,14 @@ from typing import Any
 from draccus.utils import DecodingError, ParsingError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from lerobot.configs import NormalizationMode, PreTrainedConfig, parser
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig, parser
 from lerobot.configs.default import PeftConfig
+from lerobot.envs.configs import EnvConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
+from lerobot.envs.utils import env_to_policy_features
 from lerobot.policies import PreTrainedPolicy, get_policy_class
 from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
-from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
+from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 from safetensors import SafetensorError, safe_open
 
 # Registers the type `smoothvla`, whatever has been imported before.
@@ -43,7 +45,7 @@ _STATISTICS = {
 
 
 def load_actor_config(
-    path: str | Path, cli_overrides: Sequence[str] = (), env_config: LiberoEnvConfig | None = None
+    path: str | Path, cli_overrides: Sequence[str] = (), env_config: EnvConfig | None = None
 ) -> PreTrainedConfig:
     """The config of a checkpoint that can act in the environment, of the type that it was saved with.
 
@@ -84,7 +86,7 @@ def load_actor_config(
     return config
 
 
-def actor_config_from_cli(field: str, env_config: LiberoEnvConfig) -> PreTrainedConfig | None:
+def actor_config_from_cli(field: str, env_config: EnvConfig) -> PreTrainedConfig | None:
     """The checkpoint that `--<field>.path` names, with its other options; None if none is named.
 
     Raises:
@@ -239,28 +241,50 @@ def _reason(error: ParsingError) -> str:
     return str(error if isinstance(error, DecodingError) else error.__cause__ or error)
 
 
-def _require_fit(config: PreTrainedConfig, env_config: LiberoEnvConfig) -> None:
+def _require_fit(config: PreTrainedConfig, env_config: EnvConfig) -> None:
     """Reject a policy that cannot read the environment's observations or whose actions it cannot execute."""
-    path = config.pretrained_path
-    state, action = config.robot_state_feature, config.action_feature
-    if state is None or state.shape != (LIBERO_STATE_DIM,):
-        raise ValueError(
-            f"The checkpoint '{path}' should have `{OBS_STATE}` of shape ({LIBERO_STATE_DIM},) among its "
-            f"input features, got {state and state.shape}; train it on a dataset with LIBERO's state."
-        )
-    if env_config.obs_type != "pixels_agent_pos":
+    path, given = config.pretrained_path, _given(env_config)
+    if OBS_STATE not in given:
         raise ValueError(
             "The environment should give the state beside the images (--env.obs_type=pixels_agent_pos), "
-            f"got '{env_config.obs_type}'."
+            f"got '{getattr(env_config, 'obs_type', None)}'."
         )
-    if action is None or action.shape != env_config.features[ACTION].shape:
+    needed = {
+        OBS_STATE,
+        *(key for key, f in config.input_features.items() if f.type is not FeatureType.VISUAL),
+    }
+    for key in sorted(needed):
+        ours, theirs = (
+            features[key].shape if key in features else None for features in (config.input_features, given)
+        )
+        if ours != theirs:
+            raise ValueError(
+                f"The checkpoint '{path}' should have `{key}` of shape {theirs} among its input features, "
+                f"got {ours}; train it on a dataset of this environment ({env_config.type})."
+            )
+    action = config.action_feature
+    if action is None or action.shape != given[ACTION].shape:
         raise ValueError(
-            f"The environment's actions are of shape {env_config.features[ACTION].shape}, those of the "
-            f"checkpoint '{path}' of {action and action.shape}; train it on a dataset of this robot."
+            f"The environment's actions are of shape {given[ACTION].shape}, those of the checkpoint '{path}' "
+            f"of {action and action.shape}; train it on a dataset of this robot."
         )
-    cameras = {key for key in env_config.features_map.values() if key.startswith(OBS_IMAGES)}
-    if not (cameras <= set(config.image_features) or set(config.image_features) <= cameras):
+    cameras, looks = {key for key in given if key.startswith(OBS_IMAGE)}, set(config.image_features)
+    if not (looks <= cameras or set() < cameras <= looks):
+        libero = isinstance(env_config, LiberoEnvConfig)
+        advice = (
+            "name them alike with --env.camera_name_mapping" if libero else "train it on a dataset of these"
+        )
         raise ValueError(
-            f"The checkpoint '{path}' looks through {sorted(config.image_features)}, the environment has "
-            f"{sorted(cameras)}; name them alike with --env.camera_name_mapping."
+            f"The checkpoint '{path}' looks through {sorted(looks)}, the environment has "
+            f"{sorted(cameras)}; {advice}."
         )
+
+
+def _given(env_config: EnvConfig) -> dict[str, PolicyFeature]:
+    """What an environment gives to a policy and takes from it, by LeRobot's keys; no simulator is built."""
+    given = env_to_policy_features(env_config)
+    if isinstance(env_config, LiberoEnvConfig):
+        parts = [key for key in given if key.startswith(f"{OBS_STATE}.")]
+        if parts:  # LIBERO's processor joins some of them.
+            given[OBS_STATE] = PolicyFeature(FeatureType.STATE, (LIBERO_STATE_DIM,))
+    return given

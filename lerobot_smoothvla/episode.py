@@ -1,12 +1,15 @@
 """What flows between the stages: `Start` → `Episode` → `ScoredEpisode` → `Group`.
 
-Dims: C policy calls (chunks) of one episode, H steps a chunk, T control steps, D = 3 position axes,
-A action dimensions of the robot, P padded action dimensions of the model. Units: SI.
+Dims: C policy calls (chunks) of one episode, H steps a chunk, T control steps, D position axes (3 of an end
+effector), A action dimensions of the robot, P padded action dimensions of the model. Units: SI, but that
+positions are in the embodiment's unit.
 """
 
 from dataclasses import dataclass, field
 
 from torch import Tensor
+
+from lerobot_smoothvla.smoothness import MOVING_SPEED
 
 
 @dataclass(frozen=True, order=True)
@@ -17,9 +20,10 @@ class Start:
     shares both.
 
     Attributes:
-        suite: LIBERO suite, e.g. `libero_object`.
+        suite: LIBERO suite (`libero_object`), Meta-World task or group (`reach-v3`, `easy`), else the type of
+            the environment (`pusht`).
         task_id: Index of the task in its suite.
-        init_state: Index into the task's fixed initial states.
+        init_state: Index into the task's fixed initial states; 0 where there are none and the seed says all.
         seed: Seed of the simulator's own randomness.
     """
 
@@ -27,6 +31,23 @@ class Start:
     task_id: int
     init_state: int
     seed: int
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """What the numbers of an episode mean; the defaults are LIBERO's.
+
+    Attributes:
+        unit: Of the positions: "m", "rad", "px".
+        moving_speed: Speed above which it counts as moving, unit/s.
+        min_extent: What never gets this far from where it began has not moved, unit.
+        grippers: Indices of the action dimensions that open and close a hand.
+    """
+
+    unit: str = "m"
+    moving_speed: float = MOVING_SPEED
+    min_extent: float = 0.05
+    grippers: tuple[int, ...] = (-1,)
 
 
 @dataclass(frozen=True)
@@ -42,11 +63,12 @@ class Episode:
         chunks: (C, H, P) sampled actions in the model's (normalised, padded) space.
         executed: (C,) int64, how many steps of each chunk were run; their sum is T.
         actions: (T, A) what the environment received.
-        positions: (T + 1, 3) measured end-effector positions at control rate, m; the settle steps before
-            the first policy call are left out and the episode ends at its success.
+        positions: (T + 1, D) measured positions at control rate, in the embodiment's unit; the settle steps
+            before the first policy call are left out and the episode ends at its success.
         dt: Control period, s.
         success: Whether the task was solved within the horizon.
         max_steps: The horizon in control steps.
+        embodiment: What positions and actions mean.
     """
 
     start: Start
@@ -60,6 +82,7 @@ class Episode:
     dt: float
     success: bool
     max_steps: int
+    embodiment: Embodiment = Embodiment()
 
     @property
     def n_steps(self) -> int:

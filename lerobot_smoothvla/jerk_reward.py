@@ -9,7 +9,8 @@ L is the LDLJ, the negative logarithm of a *squared* jerk, so exp(-L / 2) is a d
 forms are the same function of a ratio of jerks. Both give 1/2 at the reference. Raw jerk falls with the cube
 of the duration, so "jerk_rms" pays for slowness; LDLJ does not change when the same path is driven slower.
 
-Dims: T control steps, C chunks, D = 3 position axes. Units: SI.
+Dims: T control steps, C chunks, D position axes. Units: SI; where an embodiment's positions are not in m,
+its unit (px, rad) stands for every m.
 """
 
 import math
@@ -26,8 +27,8 @@ from lerobot.processor import ProcessorStep, ProcessorStepRegistry
 from lerobot.processor.converters import create_transition
 from torch import Tensor
 
-from lerobot_smoothvla.episode import Episode, ScoredEpisode, Start
-from lerobot_smoothvla.smoothness import MOVING_SPEED, measure, time_to_success
+from lerobot_smoothvla.episode import Embodiment, Episode, ScoredEpisode, Start
+from lerobot_smoothvla.smoothness import measure, time_to_success
 
 Signal = Literal["jerk_rms", "ldlj"]
 Combination = Literal["sum", "gated"]
@@ -46,8 +47,10 @@ class JerkRewardConfig:
         reference: The value of `signal` at which s = 1/2, in the signal's own unit (m/s³ for "jerk_rms", none
             for "ldlj"): one for all tasks, or one for each "suite/task_id". None until it is measured; see
             `reference_medians`.
-        moving_speed: Speed above which the arm counts as moving, m/s.
-        min_extent: An episode that never gets this far from where it began has s = 0, m.
+        moving_speed: Speed above which the arm counts as moving, m/s; None for the embodiment's (0.01 m/s in
+            LIBERO).
+        min_extent: An episode that never gets this far from where it began has s = 0, m; None for the
+            embodiment's (0.05 m in LIBERO).
 
     Raises:
         ValueError: If a value is out of its range, or λ > 1 with "sum".
@@ -57,8 +60,8 @@ class JerkRewardConfig:
     weight: float = 0.5
     combination: Combination = "gated"
     reference: float | dict[str, float] | None = None
-    moving_speed: float = MOVING_SPEED
-    min_extent: float = 0.05
+    moving_speed: float | None = None
+    min_extent: float | None = None
 
     def __post_init__(self) -> None:
         """Reject a reward that could not be computed, or that pays for doing nothing."""
@@ -76,8 +79,9 @@ class JerkRewardConfig:
                 "slow failure could earn more than a success. Lower it, or use combination='gated'."
             )
         for name in ("moving_speed", "min_extent"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` should be ≥ 0, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"`{name}` should be ≥ 0, got {value}.")
         for value in self._references():
             if not math.isfinite(value) or (self.signal == "jerk_rms" and value <= 0):
                 expected = "positive jerk in m/s³" if self.signal == "jerk_rms" else "finite LDLJ"
@@ -106,14 +110,22 @@ class JerkRewardConfig:
             )
         return self.reference
 
-    def smoothness(self, terms: dict[str, float], task_key: str) -> float:
+    def embodiment(self, embodiment: Embodiment) -> Embodiment:
+        """An embodiment with the thresholds that are set here."""
+        return replace(
+            embodiment,
+            moving_speed=embodiment.moving_speed if self.moving_speed is None else self.moving_speed,
+            min_extent=embodiment.min_extent if self.min_extent is None else self.min_extent,
+        )
+
+    def smoothness(self, terms: dict[str, float], task_key: str, embodiment: Embodiment) -> float:
         """Bounded smoothness s in [0, 1] of measured terms, as the module defines it; 0 where nothing moved.
 
         Raises:
             ValueError: If the task has no reference.
         """
         reference, value = self.reference_of(task_key), terms[self.signal]
-        moved = terms["moving_share"] > 0 and terms["extent"] >= self.min_extent
+        moved = terms["moving_share"] > 0 and terms["extent"] >= self.embodiment(embodiment).min_extent
         if not moved or math.isnan(value):
             return 0.0
         if self.signal == "jerk_rms":
@@ -138,11 +150,12 @@ class JerkRewardProcessorStep(ProcessorStep):
     """Scores one finished episode, given as one LeRobot transition.
 
     Reads from the transition's complementary data:
-        positions: (T + 1, 3) measured end-effector positions at control rate, m.
+        positions: (T + 1, D) measured positions at control rate, m.
         dt: Control period, s.
         executed: (C,) int64 steps that were run of each chunk; their sum is T.
         success: (T,) bool, whether the task is solved after each step; nothing after the first True counts.
         task_key: "suite/task_id".
+        embodiment: Optional `Embodiment` of the positions; LIBERO's without it.
 
     Writes the total into the transition's reward, and into its info `success`, `smoothness`, `total` and
     `terms`: those of `smoothness.measure` and `time_to_success` (s, NaN for a failure), named and unweighted.
@@ -170,11 +183,12 @@ class JerkRewardProcessorStep(ProcessorStep):
                 f"The transition's complementary data should hold {list(_INPUTS)}, {missing} are missing; "
                 "score an `Episode` with `score`, or fill them in."
             )
+        embodiment = self.config.embodiment(data.get("embodiment", Embodiment()))
         terms = _terms(
-            data["positions"], data["dt"], data["executed"], data["success"], self.config.moving_speed
+            data["positions"], data["dt"], data["executed"], data["success"], embodiment.moving_speed
         )
         success = 0.0 if math.isnan(terms["time_to_success"]) else 1.0
-        smoothness = self.config.smoothness(terms, data["task_key"])
+        smoothness = self.config.smoothness(terms, data["task_key"], embodiment)
         total = self.config.combine(success, smoothness)
 
         scored = transition.copy()
@@ -229,7 +243,8 @@ def reference_medians(episodes: Iterable[Episode], config: JerkRewardConfig) -> 
     """
     values: defaultdict[str, list[float]] = defaultdict(list)
     for episode in episodes:
-        value = measure(episode.positions, episode.dt, episode.executed, config.moving_speed)[config.signal]
+        moving_speed = config.embodiment(episode.embodiment).moving_speed
+        value = measure(episode.positions, episode.dt, episode.executed, moving_speed)[config.signal]
         values[task_key(episode.start)] += [] if math.isnan(value) else [value]
     if still := sorted(key for key, of_task in values.items() if not of_task):
         raise ValueError(
@@ -254,13 +269,14 @@ def _episode_inputs(episode: Episode) -> dict[str, Any]:
         "executed": episode.executed,
         "success": success,
         "task_key": task_key(episode.start),
+        "embodiment": episode.embodiment,
     }
 
 
 def _terms(
     positions: Tensor, dt: float, executed: Tensor, success: Tensor, moving_speed: float
 ) -> dict[str, float]:
-    """Terms of (T + 1, 3) positions up to the first success in (T,) flags, and the time to it."""
+    """Terms of (T + 1, D) positions up to the first success in (T,) flags, and the time to it."""
     n_steps = len(success)
     if len(positions) != n_steps + 1 or int(executed.sum()) != n_steps:
         raise ValueError(

@@ -207,14 +207,32 @@ def pop_algorithm(command: str, arguments: Sequence[str]) -> tuple[str | None, l
 
 def starts_libero(arguments: Sequence[str]) -> bool:
     """Whether a command line without selectors starts LIBERO: `--env.type=libero`, or an include of it."""
-    if flag_value("env_eval_freq", arguments) == "0":
-        return False
-    include = flag_value("env", arguments)
-    if include is not None and include.startswith("include "):
-        import yaml
+    return flag_value("env_eval_freq", arguments) != "0" and env_type(arguments) == "libero"
 
-        file = Path(include.removeprefix("include "))
-        settings = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-        if isinstance(settings, dict) and settings.get("type") == "libero":
-            return True
-    return flag_value("env.type", arguments) == "libero"
+
+def env_type(arguments: Sequence[str]) -> str | None:
+    """The type of environment that a command line without selectors names, in a file too; None for none.
+
+    Looked for in `--env.type`, an include, `--config_path`, and the run that `--resume=true` goes on with.
+    """
+    if (named := flag_value("env.type", arguments)) is not None:
+        return named
+    include, config_path = flag_value("env", arguments) or "", flag_value("config_path", arguments)
+    if include.startswith("include "):
+        return _env_type_in(Path(include.removeprefix("include ")))
+    if config_path is not None:
+        return _env_type_in(Path(config_path), "env")
+    output_dir = flag_value("output_dir", arguments)
+    last = Path(output_dir or "") / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
+    return _env_type_in(last, "env") if flag_value("resume", arguments) else None
+
+
+def _env_type_in(file: Path, entry: str | None = None) -> str | None:
+    """The `type` in a YAML or JSON file, or in an entry of it; None where there is none."""
+    import yaml
+
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return (settings[entry] if entry else settings)["type"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None

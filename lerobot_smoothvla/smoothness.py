@@ -1,8 +1,9 @@
 """How smooth a motion is: raw jerk, two dimensionless measures, and where in the chunks the jerk sits.
 
 Dims: T + 1 positions of T control steps (`samples` where both make sense), D axes, C chunks; leading
-dimensions are a batch. Units: SI. What cannot be measured on a row (nothing moved, no chunk boundary) is NaN,
-never 0: a 0 would read as perfect smoothness.
+dimensions are a batch. Units: SI; positions may be in another unit (px, rad), which then stands for every m.
+What cannot be measured on a row (nothing moved, no chunk boundary) is NaN, never 0: a 0 would read as perfect
+smoothness.
 """
 
 import math

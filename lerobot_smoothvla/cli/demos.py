@@ -1,4 +1,4 @@
-"""`smoothvla demos`: demonstrations of LIBERO tasks by a scripted expert, as a LeRobotDataset."""
+"""`smoothvla demos`: demonstrations by a scripted expert, as a LeRobotDataset."""
 
 import json
 
@@ -11,8 +11,8 @@ def run(config: DemosConfig) -> None:
     root = record(config)
     tasks = json.loads((root / SUMMARY).read_text())["tasks"]
     for name, count in tasks.items():
-        failures = count["failed_init_states"]
-        dropped = f", dropped the failures at initial states {failures}" if failures else ""
+        where, failures = next(item for item in count.items() if item[0].startswith("failed"))
+        dropped = f", dropped the failures at {where.removeprefix('failed_')} {failures}" if failures else ""
         print(f"{name}: kept {count['kept']} of {count['attempts']} episodes{dropped}")
     print(f"Written to {root}")
 

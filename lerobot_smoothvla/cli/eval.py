@@ -10,6 +10,7 @@ from lerobot.envs.configs import EnvConfig
 
 from lerobot_smoothvla.checkpoint_loading import actor_config_from_cli, load_actor
 from lerobot_smoothvla.cli.parsing import parse
+from lerobot_smoothvla.envs.tasks import require_usable, selected_tasks
 from lerobot_smoothvla.evaluation import report
 from lerobot_smoothvla.evaluation.evaluate import EvaluationConfig, evaluate, evaluation_starts
 from lerobot_smoothvla.rollout.local import make_engine
@@ -37,6 +38,7 @@ def run(config: EvalCommandConfig) -> None:
     configs = {name: actor_config_from_cli(name, config.env) for name in ("compare", "policy")}
     if configs["policy"] is None:
         raise ValueError("There is nothing to evaluate: pass --policy.path=CHECKPOINT.")
+    require_usable(config.env, selected_tasks(config.env))
     report.prepare_output_dir(config.output_dir)
     paths = {name: str(checkpoint.pretrained_path) for name, checkpoint in configs.items() if checkpoint}
     actors = {name: load_actor(checkpoint) for name, checkpoint in configs.items() if checkpoint}

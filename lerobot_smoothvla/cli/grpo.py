@@ -11,8 +11,7 @@ from lerobot.utils.utils import init_logging
 
 from lerobot_smoothvla.checkpoint_loading import actor_config_from_cli, load_actor, load_actor_config
 from lerobot_smoothvla.cli.parsing import parse
-from lerobot_smoothvla.envs.assets import require_gl
-from lerobot_smoothvla.envs.tasks import require_init_states, selected_tasks
+from lerobot_smoothvla.envs.tasks import require_init_states, require_usable, selected_tasks
 from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
@@ -25,7 +24,7 @@ def run(config: GRPOPipelineConfig) -> None:
     """Train from `--policy.path` or, with `--resume=true`, from the run's last checkpoint."""
     init_logging()
     tasks = selected_tasks(config.env)
-    require_init_states(tasks, config.algorithm.init_states)
+    require_init_states(config.env, tasks, config.algorithm.init_states)
     overrides = parser.get_yaml_overrides("policy") + (parser.get_cli_overrides("policy") or [])
     if config.resume:
         config.policy = load_actor_config(checkpoint.last(config.output_dir), overrides, config.env)
@@ -34,7 +33,7 @@ def run(config: GRPOPipelineConfig) -> None:
         if config.policy is not None:
             checkpoint.decide_push(config.policy, overrides)
     config.validate()
-    require_gl()
+    require_usable(config.env, tasks)
     actor = load_actor(config.policy, config.peft, config.seed or 0)
     algorithm = GRPOAlgorithm(actor, config.algorithm)
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0

@@ -6,10 +6,10 @@ import os
 import sys
 
 from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
-from lerobot_smoothvla.selectors import expand, wants_help
+from lerobot_smoothvla.selectors import env_type, expand, wants_help
 
 COMMANDS = {
-    "demos": "record demonstrations of LIBERO tasks with a scripted expert",
+    "demos": "record demonstrations of LIBERO or Meta-World tasks with a scripted expert",
     "grpo": "fine-tune a policy with GRPO and the jerk reward",
     "doctor": "examine a run, with the flags of `grpo`, before hours are spent on it",
     "eval": "measure success and smoothness on given starts, or compare two checkpoints",
@@ -41,7 +41,9 @@ def main() -> int:
         return 2
     try:
         sys.argv = [f"smoothvla {command}", *expand(f"smoothvla {command}", rest)]
-        if wants_help(rest):  # LIBERO asks its question on import, so its config is needed even now.
+        if env_type(sys.argv[1:]) not in (None, "libero", "libero_plus"):
+            pass  # The command itself prepares any other environment, once its config is known.
+        elif wants_help(rest):  # LIBERO asks its question on import, so its config is needed even now.
             with contextlib.suppress(OSError, ImportError):
                 prepare_libero(allow_download=False)
         elif command not in ("export", "doctor"):  # One starts no simulator, the other says what is missing.

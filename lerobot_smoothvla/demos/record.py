@@ -1,4 +1,4 @@
-"""Demonstrations of the scripted expert as a LeRobotDataset, by several processes, resumable at any moment.
+"""Demonstrations of scripted experts as a LeRobotDataset, by several processes, resumable at any moment.
 
 Every episode is first a small dataset of its own in `<root>.partial/`, renamed into place once complete: a
 killed run loses the episodes in hand and no more. The last step joins them, by task and attempt whatever the
@@ -26,18 +26,20 @@ from lerobot.envs.configs import EnvConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from tqdm import tqdm
 
-from lerobot_smoothvla.demos.expert import PickAndPlace, require_solvable
-from lerobot_smoothvla.envs.assets import require_gl
-from lerobot_smoothvla.envs.tasks import require_init_states, selected_tasks
+from lerobot_smoothvla.demos.experts import Labels, labels, make_expert, require_expert
+from lerobot_smoothvla.envs.tasks import (
+    TRAINING_SEEDS,
+    has_init_states,
+    require_init_states,
+    require_usable,
+    selected_tasks,
+)
 from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.rollout.local import Simulators
 
-FPS = 10
-"""The label of the Hub's LIBERO datasets, although a frame is one control step and those come at 20 Hz."""
 SUMMARY = Path("meta") / "demonstrations.json"
 """In the dataset: the settings that made it, and by task how many attempts were kept."""
 
-_MOTORS = ["x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper"]
 _NOISE_MEMORY = 0.9
 """Correlation of the noise from one step to the next: white noise would shake the arm, not move it off."""
 _LONGER_THAN_ANY_EPISODE = 10_000
@@ -78,17 +80,18 @@ class DemosConfig:
     """What to demonstrate.
 
     Attributes:
-        env: LIBERO suites, task ids (default all) and image size.
+        env: LIBERO suites, task ids (default all) and image size; or Meta-World tasks.
         dataset: Where it goes.
         episodes_per_task: Attempts; failures are dropped and counted.
         init_states: First, and one past the last, of a task's 50 initial states. The default leaves ten for
-            evaluation. More attempts than states start over with the next seed.
+            evaluation. More attempts than states start over with the next seed. Not used in Meta-World, which
+            has none: there each attempt has a seed of its own, from 2^31 on, that no evaluation takes.
         seed: Of the simulator in the first round, and of the noise.
         noise_share: Part of the episodes in which the executed action is noisy. The recorded action stays the
             expert's own at the state that the noise led to, so that the policy learns to come back
             (Laskey et al., DART, arXiv 1703.09327).
-        noise_std: Of the noise on the displacement at full speed, in action units (1.0 is 0.05 m).
-        speed: Factor on the expert's speed.
+        noise_std: Of the noise on the displacement at full speed, in action units (1.0 is 0.05 m in LIBERO).
+        speed: Factor on the speed of LIBERO's expert.
         n_workers: Processes; one a core.
     """
 
@@ -146,17 +149,20 @@ def attempts(config: DemosConfig, directory: Path) -> list[Attempt]:
     """All attempts, in the order of the dataset's episodes.
 
     Raises:
-        ValueError: If a task does not exist, the expert cannot do it, or it lacks an initial state.
+        ValueError: If a task does not exist, no expert can do it, or it lacks an initial state.
     """
     tasks = selected_tasks(config.env)
-    require_solvable(tasks)
-    require_init_states(tasks, config.init_states)
+    require_expert(config.env, tasks, config.speed)
+    require_init_states(config.env, tasks, config.init_states)
     first, end = config.init_states
     found = []
     for suite, task_id in tasks:
         for index in range(config.episodes_per_task):
-            rounds, offset = divmod(index, end - first)
-            start = Start(suite, task_id, first + offset, config.seed + rounds)
+            if has_init_states(config.env):
+                rounds, offset = divmod(index, end - first)
+                start = Start(suite, task_id, first + offset, config.seed + rounds)
+            else:
+                start = Start(suite, task_id, 0, TRAINING_SEEDS + config.seed + index)
             # Spread evenly, so that any part of the attempts has its share.
             noisy = int((index + 1) * config.noise_share) > int(index * config.noise_share)
             found.append(Attempt(start, noisy, directory / f"{suite}-{task_id:02d}-{index:05d}"))
@@ -177,7 +183,7 @@ def record(config: DemosConfig) -> Path:
     root = config.dataset.directory
     partial = root.with_name(f"{root.name}.partial")
     planned = attempts(config, partial / "episodes")
-    require_gl()
+    require_usable(config.env, selected_tasks(config.env))
     if root.exists():
         _require_same_settings(config, root, SUMMARY)
         shutil.rmtree(partial, ignore_errors=True)
@@ -194,7 +200,7 @@ def record(config: DemosConfig) -> Path:
     aggregate_datasets(
         [name] * len(kept), name, roots=kept, aggr_root=joined, concatenate_data=config.dataset.video
     )
-    summary = {"settings": _settings(config), "tasks": _count(planned)}
+    summary = {"settings": _settings(config), "tasks": _count(planned, has_init_states(config.env))}
     (joined / SUMMARY).write_text(json.dumps(summary, indent=2))
     joined.rename(root)
     shutil.rmtree(partial)
@@ -250,19 +256,18 @@ def _prepare(config: DemosConfig, partial: Path) -> None:
         ) from error
 
 
-def _count(planned: Sequence[Attempt]) -> dict[str, dict[str, Any]]:
-    """Attempts, those kept, and the initial states of the failures, by task."""
+def _count(planned: Sequence[Attempt], init_states: bool) -> dict[str, dict[str, Any]]:
+    """Attempts, those kept, and the initial states of the failures or else their seeds, by task."""
+    failed = "failed_init_states" if init_states else "failed_seeds"
     counts: dict[str, dict[str, Any]] = {}
     for attempt in planned:
         start = attempt.start
-        count = counts.setdefault(
-            f"{start.suite}/{start.task_id}", {"attempts": 0, "kept": 0, "failed_init_states": []}
-        )
+        count = counts.setdefault(f"{start.suite}/{start.task_id}", {"attempts": 0, "kept": 0, failed: []})
         count["attempts"] += 1
         if attempt.directory.exists():
             count["kept"] += 1
         else:
-            count["failed_init_states"].append(start.init_state)
+            count[failed].append(start.init_state if init_states else start.seed)
     return counts
 
 
@@ -305,7 +310,6 @@ _simulators: Simulators | None = None
 def _record_attempt(config: DemosConfig, attempt: Attempt) -> None:
     """Run the expert once and keep the episode if it succeeds."""
     global _simulators
-    assert isinstance(config.env, LiberoEnvConfig)
     # One at a time, as attempts come by task.
     _simulators = _simulators or Simulators(config.env, limit=1)
     draft = attempt.directory.with_suffix(".draft")
@@ -331,8 +335,8 @@ def _record_episode(config: DemosConfig, attempt: Attempt, directory: Path) -> b
     env = _simulators.get(start.suite, start.task_id)
     generator = np.random.default_rng((start.seed, start.task_id, start.init_state))
     observation = env.reset_to(start)
-    expert = PickAndPlace(env, config.speed)
-    dataset = _create_dataset(config.dataset, observation, directory)
+    expert = make_expert(env, config.env, config.speed)
+    dataset = _create_dataset(config.dataset, labels(config.env), observation, directory)
     noise = np.zeros(3)
     while True:
         action = expert.act()
@@ -343,7 +347,7 @@ def _record_episode(config: DemosConfig, attempt: Attempt, directory: Path) -> b
             # In proportion to speed, as in people (Harris & Wolpert, Nature 394, 1998): grasps stay exact.
             action[:3] += config.noise_std * expert.pace * noise
         outcome = env.step_chunk(np.clip(action, -1.0, 1.0)[None])
-        if outcome.done:
+        if outcome.observation is None:
             break
         observation = outcome.observation
     dataset.save_episode()
@@ -357,9 +361,9 @@ def _channels_last(value: np.ndarray) -> np.ndarray:
 
 
 def _create_dataset(
-    config: DemosDatasetConfig, observation: dict[str, Any], directory: Path
+    config: DemosDatasetConfig, names: Labels, observation: dict[str, Any], directory: Path
 ) -> LeRobotDataset:
-    """An empty dataset with the features of the Hub's LIBERO datasets."""
+    """An empty dataset with the keys that the environment gives to a policy; of LIBERO, as the Hub's."""
     features: dict[str, dict[str, Any]] = {
         key: {
             "dtype": "video" if config.video else "image",
@@ -369,14 +373,14 @@ def _create_dataset(
         for key, value in observation.items()
         if value.ndim == 3
     }
-    for key, motors in {"observation.state": [*_MOTORS, "gripper"], "action": _MOTORS}.items():
-        features[key] = {"dtype": "float32", "shape": (len(motors),), "names": {"motors": motors}}
+    for key, motors in {"observation.state": names.state, "action": names.action}.items():
+        features[key] = {"dtype": "float32", "shape": (len(motors),), "names": {"motors": list(motors)}}
     return LeRobotDataset.create(
         config.repo_id,
-        FPS,
+        names.fps,
         features,
         root=directory,
-        robot_type="panda",
+        robot_type=names.robot_type,
         use_videos=config.video,
         # Nothing is decoded here, and looking for the default prints tracebacks where FFmpeg is missing.
         video_backend="pyav",

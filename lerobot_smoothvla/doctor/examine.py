@@ -14,11 +14,13 @@ from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot_smoothvla.checkpoint_loading import load_actor
 from lerobot_smoothvla.doctor import checks, measure
 from lerobot_smoothvla.doctor.checks import Check
+from lerobot_smoothvla.envs.adapters import prepare_env
 from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
 from lerobot_smoothvla.envs.tasks import require_init_states, selected_tasks
 from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.flow.adapters import adapter_class
 from lerobot_smoothvla.flow.sampling import DeployedSampler
+from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.grpo.trainer import sample_starts
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, Sampler
@@ -86,11 +88,13 @@ def _simulator(config: DoctorConfig) -> Iterator[Check]:
     if isinstance(config.env, LiberoEnvConfig):
         yield _found("assets", lambda: f"LIBERO's at {prepare_libero(allow_download=False)}")
         yield _found("rendering", lambda: f"MuJoCo renders with {require_gl() or 'its default'}")
+    else:
+        yield _found("environment", lambda: prepare_env(config.env) or f"'{config.env.type}' can be built")
 
 
 def _starts(config: DoctorConfig) -> list[Start]:
     tasks = selected_tasks(config.env)
-    require_init_states(tasks, config.algorithm.init_states)
+    require_init_states(config.env, tasks, config.algorithm.init_states)
     few = replace(config.algorithm, n_groups=config.doctor.n_starts)
     return sample_starts(tasks, few, config.seed or 0, iteration=0)
 
@@ -109,7 +113,7 @@ def _examine(config: DoctorConfig, simulator: list[Check], starts: list[Start] |
     )
     yield checks.plugin(measure.discovered_plugins(), list(PreTrainedConfig.get_known_choices()))
     yield from simulator
-    actor = _attempt(lambda: load_actor(config.policy))
+    actor = _attempt(lambda: _actor(config))
     if isinstance(actor, Exception):
         yield _failed("checkpoint", actor)
         yield from _skipped((*_ON_THE_POLICY, "rollouts", *_ON_ROLLOUTS), "the checkpoint")
@@ -121,6 +125,12 @@ def _examine(config: DoctorConfig, simulator: list[Check], starts: list[Start] |
     n_workers = min(config.n_workers, len(starts) * config.doctor.group_size)
     with closing(make_engine(config.env, actor, n_workers)) as engine:
         yield from _rollouts(config, actor, engine, n_workers, starts, (available, total))
+
+
+def _actor(config: DoctorConfig) -> Actor:
+    """The actor of the run: with its adapter, frozen parts and precision."""
+    actor = load_actor(config.policy, config.peft, config.seed or 0)
+    return GRPOAlgorithm(actor, config.algorithm).actor
 
 
 def _policy(config: DoctorConfig, actor: Actor) -> Iterator[Check]:

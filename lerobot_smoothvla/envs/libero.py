@@ -8,24 +8,20 @@ Dims: H steps a chunk, n ≤ H of them executed, A = 7 action dimensions.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import mujoco
 import numpy as np
-import torch
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.envs.libero import LiberoEnv, _get_suite, get_libero_dummy_action
-from lerobot.envs.utils import parse_camera_names, preprocess_observation
+from lerobot.envs.utils import parse_camera_names
 from lerobot.processor.env_processor import LiberoProcessorStep
 from libero.libero.envs import OffScreenRenderEnv
 from numpy.typing import NDArray
 from robosuite.utils.observables import sensor
-from torch import Tensor
 
-from lerobot_smoothvla.episode import Start
-
-Observation = dict[str, Tensor]
+from lerobot_smoothvla.envs.chunked import ChunkedEnv, Observation, Picture, to_lerobot
+from lerobot_smoothvla.episode import Embodiment, Start
 
 _STATE_OBSERVABLES = tuple(
     f"robot0_{name}"
@@ -34,35 +30,7 @@ _STATE_OBSERVABLES = tuple(
 """What LeRobot reads of the simulator beside the cameras."""
 
 
-@dataclass(frozen=True)
-class ChunkOutcome:
-    """What happened while a chunk ran.
-
-    Attributes:
-        positions: (n, 3) end-effector positions after each executed step, m.
-        frames: What the policy sees next: the observations of the last control steps, oldest first; none once
-            the episode is over.
-        success: Whether the task is solved.
-        done: Success, or the horizon reached.
-    """
-
-    positions: NDArray[np.float64]
-    frames: tuple[Observation, ...]
-    success: bool
-    done: bool
-
-    @property
-    def observation(self) -> Observation | None:
-        """The last of the frames."""
-        return self.frames[-1] if self.frames else None
-
-    @property
-    def n_steps(self) -> int:
-        """Control steps executed, at most the chunk's length."""
-        return len(self.positions)
-
-
-class ChunkedLiberoEnv(LiberoEnv):
+class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
     """LeRobot's LIBERO environment, reset to an explicit `Start` and stepped one chunk at a time.
 
     Rendering is skipped by exchanging the camera sensors, not by disabling their observables: an observable
@@ -102,10 +70,9 @@ class ChunkedLiberoEnv(LiberoEnv):
         )
         self.suite = suite
         self.dt = 1.0 / self.control_freq
+        self.embodiment = Embodiment()
         self._camera_sensors: dict[str, Callable[..., Any]] = {}
         self._rendering = True
-        self._steps = 0
-        self._done = True
         self._to_lerobot = LiberoProcessorStep()
         blank = np.zeros((self.observation_height, self.observation_width, 3), np.uint8)
         self._closed_eye = sensor(modality="image")(lambda obs_cache: blank)
@@ -158,7 +125,7 @@ class ChunkedLiberoEnv(LiberoEnv):
         """Free the simulator, and its OpenGL objects in their own context, not another simulator's."""
         if self._env is not None:
             self._enter_gl_context()
-        super().close()
+        LiberoEnv.close(self)
 
     def _enter_gl_context(self) -> None:
         """Robosuite renders and frees in whichever context is current: that of the simulator built last."""
@@ -186,11 +153,7 @@ class ChunkedLiberoEnv(LiberoEnv):
         Raises:
             ValueError: If the start belongs to another task, or its initial state does not exist.
         """
-        if (start.suite, start.task_id) != (self.suite, self.task_id):
-            raise ValueError(
-                f"The start should belong to {self.suite} task {self.task_id}, "
-                f"got {start.suite} task {start.task_id}."
-            )
+        self._require_own(start)
         if not 0 <= start.init_state < self.n_init_states:
             raise ValueError(
                 f"Initial state should be in [0, {self.n_init_states - 1}] for {self.suite} task "
@@ -213,50 +176,18 @@ class ChunkedLiberoEnv(LiberoEnv):
         self._steps, self._done = 0, False
         return self.to_lerobot(self._format_raw_obs(raw_obs))
 
-    def step_chunk(
-        self,
-        actions: NDArray[np.floating[Any]],
-        on_frame: Callable[[dict[str, Any]], None] | None = None,
-        n_frames: int = 1,
-    ) -> ChunkOutcome:
-        """Run the steps of a chunk until it ends, the task is solved, or the horizon is reached.
+    def _advance(self, action: NDArray[np.floating[Any]], render: bool) -> tuple[dict[str, Any], bool, bool]:
+        self.rendering = render
+        observation, _, success, _, _ = self.step(action)
+        return observation, success, False
 
-        Args:
-            actions: (n, A) actions in [-1, 1].
-            on_frame: Called with LeRobot's raw observation after every step; rendering is on throughout then.
-            n_frames: How many of the last control steps the policy sees.
-
-        Raises:
-            RuntimeError: If the episode is over.
-        """
-        if self._done:
-            raise RuntimeError("The episode is over: call `reset_to` before stepping again.")
-        positions, frames = [], []
-        last = min(len(actions), self.max_steps - self._steps)
-        success = False
-        for index, action in enumerate(actions[:last]):
-            looks = index >= last - n_frames
-            self.rendering = on_frame is not None or looks
-            observation, _, success, _, _ = self.step(action)
-            positions.append(self.position)
-            if looks:
-                frames.append(observation)
-            if on_frame is not None:
-                on_frame(observation)
-            if success:
-                break
-        self._steps += len(positions)
-        self._done = success or self._steps >= self.max_steps
-        seen = () if self._done else tuple(self.to_lerobot(frame) for frame in frames)
-        return ChunkOutcome(np.stack(positions), seen, bool(success), bool(self._done))
+    def _picture(self, observation: dict[str, Any]) -> Picture:
+        """LIBERO's images are upside down."""
+        return observation["pixels"][next(iter(self.camera_name_mapping.values()))][::-1, ::-1]
 
     def to_lerobot(self, observation: dict[str, Any]) -> Observation:
         """LeRobot's keys and conventions, unbatched: images (3, h, w) uint8, state (8,) float32."""
-        batch = self._to_lerobot.observation(preprocess_observation(_batched(observation)))
-        return {
-            key: (value[0] * 255).round().to(torch.uint8) if "images" in key else value[0]
-            for key, value in batch.items()
-        }
+        return to_lerobot(observation, self._to_lerobot.observation)
 
 
 def _share_forward_pass(env: OffScreenRenderEnv) -> None:
@@ -295,10 +226,3 @@ def _share_forward_pass(env: OffScreenRenderEnv) -> None:
             del sim.forward, sim.step
 
     env.step = step_sharing
-
-
-def _batched(observation: Any) -> Any:
-    """Add the leading dimension that a vector environment would add."""
-    if isinstance(observation, dict):
-        return {key: _batched(value) for key, value in observation.items()}
-    return np.asarray(observation)[None]

@@ -12,12 +12,13 @@ from itertools import batched
 from pathlib import Path
 from typing import Any
 
+import torch
 from lerobot.envs.configs import EnvConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from lerobot_smoothvla.envs.tasks import require_init_states, selected_tasks
-from lerobot_smoothvla.episode import Episode, Start
+from lerobot_smoothvla.envs.tasks import has_init_states, require_init_states, selected_tasks
+from lerobot_smoothvla.episode import Embodiment, Episode, Start
 from lerobot_smoothvla.evaluation.statistics import (
     Interval,
     bootstrap_interval,
@@ -31,6 +32,8 @@ from lerobot_smoothvla.smoothness import measure
 
 AMONG_SUCCESSES = ("jerk_rms", "boundary_jerk_rms", "interior_jerk_rms", "ldlj", "sparc")
 """Terms that are also averaged over successes alone, since how a failure moves matters less."""
+_EPISODES = 10
+"""Of a task without initial states."""
 _EPISODES_AT_ONCE = 64
 """An episode's images take some 20 MB at 256 px; they are dropped once it is measured."""
 
@@ -41,10 +44,11 @@ class EvaluationConfig:
 
     Attributes:
         init_states: First of each task's initial states, and one past the last; training leaves out the
-            default ones.
-        n_episodes: Of each task; None for one from each initial state. More than these go on with the next
-            simulator seed.
-        seed: Simulator seed of initial state 0; state k has `seed + k`.
+            default ones. Not used where tasks have none, as anywhere but in LIBERO.
+        n_episodes: Of each task; None for one from each initial state, or 10 where there are none. More than
+            the initial states go on with the next simulator seed.
+        seed: Simulator seed of initial state 0; state k has `seed + k`. Without initial states that of the
+            first episode; the others have the next ones, and training has seeds from 2^31 on.
         n_workers: Rollout processes, one a core; 0 rolls out in this process.
         n_videos: Of each task, of its first episodes.
     """
@@ -82,7 +86,10 @@ def evaluation_starts(env_config: EnvConfig, config: EvaluationConfig) -> list[S
         ValueError: If a suite, task or initial state does not exist.
     """
     tasks = selected_tasks(env_config)
-    require_init_states(tasks, config.init_states)
+    if not has_init_states(env_config):
+        seeds = range(config.seed, config.seed + (config.n_episodes or _EPISODES))
+        return [Start(suite, task_id, 0, seed) for suite, task_id in tasks for seed in seeds]
+    require_init_states(env_config, tasks, config.init_states)
     first, end = config.init_states
     starts = []
     for suite, task_id in tasks:
@@ -101,11 +108,13 @@ class Measurement:
         start: Where it began.
         success: Whether the task was solved within the horizon.
         terms: Those of `smoothness.measure`, `time_to_success` (s) and `action_magnitude` (controller units).
+        unit: Of the positions that the terms were measured in.
     """
 
     start: Start
     success: bool
     terms: dict[str, float]
+    unit: str = "m"
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,11 @@ class Evaluation:
                 f"{n_starts} starts; another seed makes another start."
             )
 
+    @property
+    def unit(self) -> str:
+        """Of the positions that the terms were measured in."""
+        return self.measurements[0].unit
+
     def by_task(self) -> dict[str, "Evaluation"]:
         """The same episodes task by task, "suite/task_id" in the order of the tasks."""
         tasks: dict[str, list[Measurement]] = {}
@@ -165,8 +179,9 @@ class Evaluation:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """`overall`, `per_task` and `per_episode`, with null for what is not there."""
+        """`unit`, `overall`, `per_task` and `per_episode`, with null for what is not there."""
         info = {
+            "unit": self.unit,
             "overall": asdict(self.summary()),
             "per_task": {key: asdict(of_task.summary()) for key, of_task in self.by_task().items()},
             "per_episode": [
@@ -217,19 +232,23 @@ def evaluate(
 
 def measure_episode(episode: Episode) -> Measurement:
     """The terms of one episode."""
-    terms = measure(episode.positions, episode.dt, episode.executed)
+    embodiment = episode.embodiment
+    terms = measure(episode.positions, episode.dt, episode.executed, embodiment.moving_speed)
     # An episode ends with its success.
     terms["time_to_success"] = episode.n_steps * episode.dt if episode.success else math.nan
-    terms["action_magnitude"] = action_magnitude(episode.actions)
-    return Measurement(episode.start, bool(episode.success), terms)
+    terms["action_magnitude"] = action_magnitude(episode.actions, embodiment)
+    return Measurement(episode.start, bool(episode.success), terms, embodiment.unit)
 
 
-def action_magnitude(actions: Tensor) -> float:
-    """Mean norm of (T, A) actions without the last dimension, the gripper; in the controller's units.
+def action_magnitude(actions: Tensor, embodiment: Embodiment) -> float:
+    """Mean norm of (T, A) actions without the grippers' dimensions; in the controller's units.
 
-    Falls when a policy slows down, and so warns before success does.
+    Of displacements it falls when a policy slows down, and so warns before success does. Of positions, as in
+    ALOHA and PushT, it says only where the targets are.
     """
-    return actions[:, :-1].norm(dim=-1).mean().item()
+    moving = torch.ones(actions.shape[-1], dtype=torch.bool)
+    moving[list(embodiment.grippers)] = False
+    return actions[:, moving].norm(dim=-1).mean().item()
 
 
 def compare(baseline: Evaluation, candidate: Evaluation) -> Summary:

@@ -16,22 +16,22 @@ EVAL_INFO = "eval_info.json"
 """The file's name in LeRobot, too."""
 
 _LABELS = {
-    "jerk_rms": "jerk RMS, m/s³",
+    "jerk_rms": "jerk RMS, {unit}/s³",
     "boundary_jerk_rms": "  between chunks",
     "interior_jerk_rms": "  within chunks",
     "ldlj": "LDLJ",
     "sparc": "SPARC",
     "time_to_success": "time to success, s",
     "duration": "duration, s",
-    "path_length": "path length, m",
+    "path_length": "path length, {unit}",
     "action_magnitude": "action magnitude",
 }
 _COLUMNS = {
-    "jerk_rms": "jerk m/s³",
+    "jerk_rms": "jerk {unit}/s³",
     "ldlj": "LDLJ",
     "sparc": "SPARC",
     "time_to_success": "solved s",
-    "path_length": "path m",
+    "path_length": "path {unit}",
     "action_magnitude": "action",
 }
 
@@ -100,16 +100,18 @@ def video_paths(starts: Sequence[Start], n_videos: int, directory: Path) -> dict
 
 def evaluation_table(evaluation: Evaluation) -> str:
     """Means per task, and overall with intervals; at most 100 columns wide."""
-    overall = evaluation.summary()
+    overall, unit = evaluation.summary(), evaluation.unit
     summaries = {**{key: one.summary() for key, one in evaluation.by_task().items()}, "overall": overall}
-    per_task = [["task", "n", "success", "95 %", *_COLUMNS.values()]]
+    per_task = [["task", "n", "success", "95 %", *(column.format(unit=unit) for column in _COLUMNS.values())]]
     for name, summary in summaries.items():
         rate = summary.success_rate
         means = [_number(_estimate(summary.terms[term])) for term in _COLUMNS]
         per_task.append([name, str(summary.n_episodes), f"{rate.estimate:.2f}", _bounds(rate), *means])
     terms = [["overall, mean [95 %]", "all episodes", f"{overall.n_successes} successes"]]
     for term, label in _LABELS.items():
-        terms.append([label, _interval(overall.terms[term]), _among_successes(overall, term)])
+        terms.append(
+            [label.format(unit=unit), _interval(overall.terms[term]), _among_successes(overall, term)]
+        )
     return f"{_aligned(per_task)}\n\n{_aligned(terms)}"
 
 
@@ -135,7 +137,7 @@ def comparison_table(baseline: Evaluation, candidate: Evaluation) -> str:
     for term, label in _LABELS.items():
         rows.append(
             [
-                label,
+                label.format(unit=baseline.unit),
                 _number(_estimate(first.terms[term])),
                 _number(_estimate(second.terms[term])),
                 _interval(difference.terms[term], signed=True),

@@ -10,6 +10,7 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.rl.algorithms.configs import RLAlgorithmConfig
 
+from lerobot_smoothvla.envs.adapters import env_adapter
 from lerobot_smoothvla.flow.adapters import adapter_class
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio, PosteriorRatio, RatioEstimator
@@ -49,7 +50,7 @@ class GRPOConfig(RLAlgorithmConfig):
         group_size: G rollouts of one start.
         n_groups: Starts an iteration.
         init_states: First and one past the last of each task's initial states to train on; leave some out for
-            evaluation.
+            evaluation. Not used where tasks have none, as anywhere but in LIBERO: there a seed says it all.
         epochs: Passes over an iteration's chunks.
         minibatch_size: Chunks an optimizer step.
         microbatch_size: Chunks a forward pass: bounds memory, changes nothing else.
@@ -222,13 +223,15 @@ class GRPOPipelineConfig(TrainPipelineConfig):
         """Reject what is wrong whatever the policy.
 
         Raises:
-            ValueError: If the environment is not LIBERO, or a number is out of its range.
+            ValueError: If there is no environment, it has no adapter, or a number is out of its range.
         """
-        if not isinstance(self.env, LiberoEnvConfig):
+        if self.env is None:
             raise ValueError(
-                f"GRPO needs a LIBERO environment, got {self.env and self.env.type}; "
-                "pass --env.type=libero --env.task=libero_object, or env=libero_object."
+                "GRPO needs an environment; pass e.g. --env.type=libero --env.task=libero_object, or "
+                "env=libero_object."
             )
+        if not isinstance(self.env, LiberoEnvConfig):
+            env_adapter(self.env)
         if self.n_workers < 0:
             raise ValueError(f"`n_workers` should be at least 0, got {self.n_workers}.")
         if self.steps < 1:

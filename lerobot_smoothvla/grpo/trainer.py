@@ -17,7 +17,7 @@ from lerobot.common.wandb_utils import WandBLogger
 from lerobot.rl.algorithms.configs import TrainingStats
 from tqdm import tqdm
 
-from lerobot_smoothvla.envs.tasks import Task
+from lerobot_smoothvla.envs.tasks import TRAINING_SEEDS, Task, has_init_states
 from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
 from lerobot_smoothvla.evaluation.evaluate import action_magnitude
 from lerobot_smoothvla.grpo import checkpoint
@@ -30,7 +30,9 @@ METRICS = "metrics.jsonl"
 _SEEDS = 2**31
 
 
-def sample_starts(tasks: Sequence[Task], config: GRPOConfig, seed: int, iteration: int) -> list[Start]:
+def sample_starts(
+    tasks: Sequence[Task], config: GRPOConfig, seed: int, iteration: int, init_states: bool = True
+) -> list[Start]:
     """The starts of an iteration: tasks in turn, initial state and simulator seed at random.
 
     Args:
@@ -38,10 +40,17 @@ def sample_starts(tasks: Sequence[Task], config: GRPOConfig, seed: int, iteratio
         config: Says how many, and which initial states.
         seed: Of the run.
         iteration: Of the run.
+        init_states: Whether the tasks have fixed initial states; without them, the seeds are those that no
+            evaluation takes.
     """
     random = np.random.default_rng([seed, iteration])
     first = iteration * config.n_groups
     chosen = sorted(tasks[(first + group) % len(tasks)] for group in range(config.n_groups))
+    if not init_states:
+        return [
+            Start(suite, task_id, 0, TRAINING_SEEDS + int(random.integers(_SEEDS)))
+            for suite, task_id in chosen
+        ]
     return [
         Start(suite, task_id, int(random.integers(*config.init_states)), int(random.integers(_SEEDS)))
         for suite, task_id in chosen
@@ -119,7 +128,9 @@ class GRPOTrainer:
             Its metrics, which are also one JSON line of the log.
         """
         began = time.perf_counter()
-        starts = sample_starts(self.tasks, self.config.algorithm, self._seed, self.iteration)
+        starts = sample_starts(
+            self.tasks, self.config.algorithm, self._seed, self.iteration, has_init_states(self.config.env)
+        )
         episodes = self._roll_out(starts)
         rolled_out = time.perf_counter()
         groups = self._score(episodes)
@@ -183,7 +194,7 @@ def iteration_metrics(groups: Sequence[Group], stats: TrainingStats) -> dict[str
         "jerk_rms_success": _mean(solved, "jerk_rms"),
         "time_to_success": _mean(scored, "time_to_success"),
         "episode_steps": fmean(s.episode.n_steps for s in scored),
-        "action_magnitude": fmean(action_magnitude(s.episode.actions) for s in scored),
+        "action_magnitude": fmean(action_magnitude(s.episode.actions, s.episode.embodiment) for s in scored),
         **stats.to_log_dict(),
     }
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,14 +18,11 @@ from lerobot.policies import PreTrainedPolicy
 from lerobot.processor import PolicyProcessorPipeline
 from torch import Tensor
 
+from lerobot_smoothvla.envs.chunked import ChunkedEnv, Observation, Picture
 from lerobot_smoothvla.episode import Episode, Start
 from lerobot_smoothvla.flow.adapters import PolicyAdapter, adapt
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.flow.sampling import ChunkSample
-
-if TYPE_CHECKING:
-    # Importing LIBERO loads MuJoCo, and asks a question where it was not prepared.
-    from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv, Observation
 
 
 class Sampler(Protocol):
@@ -100,10 +97,10 @@ class Actor:
 
 
 def run_episode(
-    env: ChunkedLiberoEnv,
+    env: ChunkedEnv,
     actor: Actor,
     request: RolloutRequest,
-    on_frame: Callable[[dict[str, Any]], None] | None = None,
+    on_frame: Callable[[Picture], None] | None = None,
 ) -> Episode:
     """Roll the policy out from the request's start until success or the horizon.
 
@@ -111,7 +108,7 @@ def run_episode(
         env: Of the start's task.
         actor: The policy; its `n_action_steps` of every chunk are executed.
         request: What to run.
-        on_frame: Called with LeRobot's raw observation after every control step; needs every frame rendered.
+        on_frame: Called with the first camera's picture after every control step; needs every one rendered.
     """
     config, adapter = actor.policy.config, actor.adapter
     generator = torch.Generator(config.device).manual_seed(request.noise_seed)
@@ -145,6 +142,7 @@ def run_episode(
         dt=env.dt,
         success=success,
         max_steps=env.max_steps,
+        embodiment=env.embodiment,
     )
 
 

@@ -17,11 +17,13 @@ from typing import Any, Self
 
 import torch
 from lerobot.configs import PreTrainedConfig
-from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
+from lerobot.envs.configs import EnvConfig
 from lerobot.policies import PreTrainedPolicy, get_policy_class, make_pre_post_processors
 from lerobot.utils.io_utils import write_video
 from torch import Tensor
 
+from lerobot_smoothvla.envs.chunked import ChunkedEnv, Picture
+from lerobot_smoothvla.envs.tasks import Task, chunked_env
 from lerobot_smoothvla.episode import Episode
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.peft_loading import adapter_of, with_structure
@@ -37,23 +39,20 @@ class Simulators:
 
     Attributes:
         config: LeRobot's environment config.
-        limit: Simulators kept at once; a worker process with one takes about 2.6 GB.
+        limit: Simulators kept at once; a worker process with one of LIBERO takes about 2.6 GB.
     """
 
-    config: LiberoEnvConfig
+    config: EnvConfig
     limit: int = 3
-    _envs: OrderedDict[tuple[str, int], Any] = field(default_factory=OrderedDict)
+    _envs: OrderedDict[Task, ChunkedEnv] = field(default_factory=OrderedDict)
 
-    def get(self, suite: str, task_id: int) -> Any:
+    def get(self, suite: str, task_id: int) -> ChunkedEnv:
         """The environment of a task."""
-        # Only here, as importing LIBERO loads MuJoCo.
-        from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv
-
         key = (suite, task_id)
         if key not in self._envs:
             if len(self._envs) >= self.limit:
                 self._envs.popitem(last=False)[1].close()
-            self._envs[key] = ChunkedLiberoEnv(self.config, suite, task_id)
+            self._envs[key] = chunked_env(self.config, suite, task_id)
         self._envs.move_to_end(key)
         return self._envs[key]
 
@@ -68,12 +67,8 @@ def rollout(simulators: Simulators, actor: Actor, request: RolloutRequest) -> Ep
     env = simulators.get(request.start.suite, request.start.task_id)
     if request.video is None:
         return run_episode(env, actor, request)
-    frames: list[Any] = []
-    first_camera = next(iter(env.camera_name_mapping.values()))
-    # LIBERO's images are upside down.
-    episode = run_episode(
-        env, actor, request, lambda raw: frames.append(raw["pixels"][first_camera][::-1, ::-1])
-    )
+    frames: list[Picture] = []
+    episode = run_episode(env, actor, request, frames.append)
     request.video.parent.mkdir(parents=True, exist_ok=True)
     write_video(str(request.video), frames, fps=round(1 / env.dt))
     return episode
@@ -82,7 +77,7 @@ def rollout(simulators: Simulators, actor: Actor, request: RolloutRequest) -> Ep
 class SerialWorker:
     """Runs requests in this process."""
 
-    def __init__(self, env_config: LiberoEnvConfig, actor: Actor) -> None:
+    def __init__(self, env_config: EnvConfig, actor: Actor) -> None:
         """Prepare; no simulator is built before the first request."""
         self._simulators = Simulators(env_config)
         self._actor = actor
@@ -141,12 +136,7 @@ class ActorRecipe:
 class ProcessWorker:
     """Runs requests in a process of its own, with its own simulators and its own copy of the policy."""
 
-    def __init__(
-        self,
-        env_config: LiberoEnvConfig,
-        recipe: ActorRecipe,
-        weights: dict[str, Tensor],
-    ):
+    def __init__(self, env_config: EnvConfig, recipe: ActorRecipe, weights: dict[str, Tensor]):
         """Start the process.
 
         Args:
@@ -211,7 +201,7 @@ class ProcessWorker:
 
 def _serve(
     connection: Connection,
-    env_config: LiberoEnvConfig,
+    env_config: EnvConfig,
     recipe: ActorRecipe,
     weights: dict[str, Tensor],
 ) -> None:
@@ -258,7 +248,7 @@ def make_actor(config: PreTrainedConfig, policy: PreTrainedPolicy) -> Actor:
 class ProcessEngine(RolloutEngine[ProcessWorker]):
     """Worker processes around one copy of the weights in shared memory."""
 
-    def __init__(self, env_config: LiberoEnvConfig, actor: Actor, n_workers: int) -> None:
+    def __init__(self, env_config: EnvConfig, actor: Actor, n_workers: int) -> None:
         """Start `n_workers` processes; each builds its simulators on first use.
 
         Args:
@@ -285,7 +275,7 @@ class ProcessEngine(RolloutEngine[ProcessWorker]):
         super().close()
 
 
-def make_engine(env_config: LiberoEnvConfig, actor: Actor, n_workers: int) -> RolloutEngine[Any]:
+def make_engine(env_config: EnvConfig, actor: Actor, n_workers: int) -> RolloutEngine[Any]:
     """An engine with `n_workers` processes, or with the serial worker in this process for 0."""
     if n_workers == 0:
         return RolloutEngine([SerialWorker(env_config, actor)], list)

@@ -113,7 +113,7 @@ def test_a_checkpoint_without_weights_fails_and_the_rest_is_still_examined(
     checks = rows(tmp_path / "run")
     assert {checks[name]["verdict"] for name in ON_THE_MACHINE} <= {"ok", "warn"}
     assert checks["checkpoint"]["verdict"] == "fail"
-    assert "has no weights: expected" in checks["checkpoint"]["finding"]
+    assert "is not whole: expected" in checks["checkpoint"]["finding"]
     assert {checks[name]["verdict"] for name in ON_THE_POLICY[1:] + ON_ROLLOUTS} == {"skip"}
 
 

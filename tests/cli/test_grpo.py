@@ -82,10 +82,12 @@ def test_bad_input_is_one_paragraph_before_anything_starts(refused, arguments, m
     assert message in refused(*arguments)
 
 
-def test_another_environment_or_none_is_refused(refused):
+def test_an_environment_without_an_adapter_or_none_is_refused(refused):
     libero = ("--env.task", "--env.task_ids")
-    assert "needs a LIBERO environment, got pusht" in refused("--env.type=pusht", without=libero)
-    assert "pass --env.type=libero" in refused(without=("--env.type", *libero))
+    assert "'robocasa' have no adapter" in refused("--env.type=robocasa", without=libero)
+    assert "GRPO needs an environment; pass e.g. --env.type=libero" in refused(
+        without=("--env.type", *libero)
+    )
 
 
 def test_a_run_needs_a_warm_start(refused):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from builders import TINY_SMOOTHVLA
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
-from lerobot.envs.configs import PushtEnv
+from lerobot.envs.configs import PushtEnv, RoboCasaEnv
 
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
-from lerobot_smoothvla.episode import Episode, Start
+from lerobot_smoothvla.episode import Embodiment, Episode, Start
 from lerobot_smoothvla.evaluation import report
 from lerobot_smoothvla.evaluation.evaluate import (
     Evaluation,
@@ -104,6 +104,13 @@ def test_more_episodes_than_states_go_on_with_the_next_seed():
     assert len(set(starts)) == 5
 
 
+def test_where_tasks_have_no_initial_states_the_seed_tells_starts_apart():
+    starts = evaluation_starts(PushtEnv(), EvaluationConfig(init_states=(3, 5), seed=7))
+    assert starts == [Start("pusht", 0, 0, seed) for seed in range(7, 17)]
+    few = evaluation_starts(PushtEnv(), EvaluationConfig(n_episodes=2, seed=7))
+    assert few == starts[:2]
+
+
 @pytest.mark.parametrize(
     ("env", "config", "message"),
     [
@@ -111,7 +118,7 @@ def test_more_episodes_than_states_go_on_with_the_next_seed():
         (LiberoEnvConfig(task="libero_object", task_ids=[0, 10]), {}, r"\[10\].*9 pick_up_the_orange_juice"),
         (LiberoEnvConfig(task="libero_object", task_ids=[-1]), {}, r"tasks 0 to 9.*\[-1\]"),
         (LiberoEnvConfig(task="libero_object", task_ids=[]), {}, "at least one task"),
-        (PushtEnv(), {}, "should be LIBERO.*'pusht'"),
+        (RoboCasaEnv(), {}, "type 'robocasa' have no adapter"),
         (ENV, {"init_states": (40, 51)}, r"end <= 50.*got \[40, 51\)"),
         (ENV, {"init_states": (-1, 5)}, r"got \[-1, 5\)"),
         (ENV, {"init_states": (5, 5)}, r"got \[5, 5\)"),
@@ -150,8 +157,24 @@ def test_an_episodes_terms_are_those_of_the_reward_with_time_to_success_and_acti
     assert math.isnan(measure_episode(replace(solved, success=False)).terms["time_to_success"])
 
 
-def test_action_magnitude_leaves_the_gripper_out():
-    assert action_magnitude(torch.tensor([[3.0, 4.0, -1.0], [0.0, 0.0, 1.0]])) == 2.5
+@pytest.mark.parametrize(("grippers", "magnitude"), [((-1,), 2.5), ((0, 2), 2.0), ((), (26**0.5 + 1) / 2)])
+def test_action_magnitude_leaves_the_grippers_out(grippers, magnitude):
+    actions = torch.tensor([[3.0, 4.0, -1.0], [0.0, 0.0, 1.0]])
+    assert action_magnitude(actions, Embodiment(grippers=grippers)) == pytest.approx(magnitude)
+
+
+def test_an_episode_is_measured_and_shown_in_the_unit_and_by_the_thresholds_of_its_embodiment():
+    pixels = Embodiment("px", moving_speed=0.5, min_extent=50.0, grippers=())
+    measured = measure_episode(replace(episode(12, success=True), embodiment=pixels))
+    plain = episode(12, success=True)
+    assert (
+        measured.terms["moving_share"] == measure(plain.positions, 0.05, plain.executed, 0.5)["moving_share"]
+    )
+    assert measured.terms["moving_share"] < measure_episode(plain).terms["moving_share"]
+    evaluation = Evaluation((measured,))
+    assert evaluation.to_json()["unit"] == "px"
+    assert "jerk RMS, px/s³" in report.evaluation_table(evaluation)
+    assert "path length, px" in report.comparison_table(evaluation, evaluation)
 
 
 def test_a_summary_is_the_statistics_of_the_episodes():

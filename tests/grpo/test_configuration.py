@@ -6,7 +6,7 @@ import draccus
 import pytest
 from lerobot.configs.default import DatasetConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
-from lerobot.envs.configs import PushtEnv
+from lerobot.envs.configs import RoboCasaEnv
 from lerobot.rl.algorithms.configs import RLAlgorithmConfig
 from lerobot.rl.algorithms.factory import make_algorithm_config
 
@@ -94,8 +94,8 @@ def test_flow_sde_needs_noise():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"env": None}, "GRPO needs a LIBERO environment, got None; pass --env.type=libero"),
-        ({"env": PushtEnv()}, "GRPO needs a LIBERO environment, got pusht"),
+        ({"env": None}, "GRPO needs an environment; pass e.g. --env.type=libero"),
+        ({"env": RoboCasaEnv()}, "type 'robocasa' have no adapter.*aloha, libero, metaworld, pusht"),
         ({"n_workers": -1}, "`n_workers` should be at least 0, got -1"),
         ({"steps": 0}, "`steps` should be at least 1 iteration, got 0"),
     ],

@@ -1,0 +1,106 @@
+"""Which environments have a scripted expert, and what their demonstrations are called."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from lerobot.envs.configs import EnvConfig
+from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
+from lerobot.envs.configs import MetaworldEnv as MetaworldEnvConfig
+from numpy.typing import NDArray
+
+from lerobot_smoothvla.demos.expert import PickAndPlace, require_solvable
+from lerobot_smoothvla.envs.tasks import Task
+
+Array = NDArray[np.float64]
+
+
+class Expert(Protocol):
+    """Acts in one episode; its first three action dimensions are a displacement."""
+
+    @property
+    def pace(self) -> float:
+        """Speed of the arm that is asked for, 1 being the fastest that an action can ask for."""
+        ...
+
+    def act(self) -> Array:
+        """(A,) the next action in [-1, 1]."""
+        ...
+
+
+class MetaworldExpert:
+    """Meta-World's own policy of the task, which reads the full state; make it after the reset."""
+
+    def __init__(self, env: Any) -> None:
+        """Read the state after the reset of a `GymChunkedEnv`."""
+        self._lerobot_env = env.simulator
+        simulator = self._lerobot_env._env
+        # What its reset returned and LeRobot cut off: the present twice, and the goal.
+        self._state = np.hstack((simulator._prev_obs, simulator._prev_obs, simulator._get_pos_goal()))
+        self._action = np.zeros(4)
+
+    @property
+    def pace(self) -> float:
+        """Norm of the last displacement, at most 1."""
+        return min(float(np.linalg.norm(self._action[:3])), 1.0)
+
+    def act(self) -> Array:
+        """(4,) the next action in [-1, 1]."""
+        simulator = self._lerobot_env._env
+        state = simulator._last_stable_obs if simulator.curr_path_length > 0 else self._state
+        self._action = np.clip(self._lerobot_env.expert_policy.get_action(state), -1.0, 1.0)
+        return self._action.copy()
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How the dataset names what it holds.
+
+    Attributes:
+        fps: Frames a second.
+        robot_type: Of the arm.
+        state: Names of the state's dimensions.
+        action: Names of the action's.
+    """
+
+    fps: int
+    robot_type: str
+    state: tuple[str, ...]
+    action: tuple[str, ...]
+
+
+_LIBERO_MOTORS = ("x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper")
+# The label of the Hub's LIBERO datasets, although a frame is one control step and those come at 20 Hz.
+LIBERO_LABELS = Labels(10, "panda", (*_LIBERO_MOTORS, "gripper"), _LIBERO_MOTORS)
+METAWORLD_LABELS = Labels(80, "sawyer", ("x", "y", "z", "gripper"), ("x", "y", "z", "gripper"))
+
+
+def labels(config: EnvConfig) -> Labels:
+    """Of an environment that has an expert."""
+    return LIBERO_LABELS if isinstance(config, LiberoEnvConfig) else METAWORLD_LABELS
+
+
+def require_expert(config: EnvConfig, tasks: Sequence[Task], speed: float) -> None:
+    """Reject tasks that nobody can demonstrate.
+
+    Raises:
+        ValueError: If there are any, or the expert has no such speed.
+    """
+    if isinstance(config, LiberoEnvConfig):
+        require_solvable(tasks)
+    elif not isinstance(config, MetaworldEnvConfig):
+        raise ValueError(
+            f"There are scripted experts for environments of type libero and metaworld, none for "
+            f"'{config.type}'; record demonstrations with `lerobot-record`, or take a dataset from the Hub."
+        )
+    elif speed != 1.0:
+        raise ValueError(
+            f"`speed` is a setting of LIBERO's expert, got {speed}; Meta-World's policies have a speed of "
+            "their own: leave it out."
+        )
+
+
+def make_expert(env: Any, config: EnvConfig, speed: float) -> Expert:
+    """The expert of an environment that has just been reset."""
+    return PickAndPlace(env, speed) if isinstance(config, LiberoEnvConfig) else MetaworldExpert(env)
