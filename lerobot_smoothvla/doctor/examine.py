@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lerobot.configs import PreTrainedConfig
+from lerobot.envs.configs import EnvConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 
 from lerobot_smoothvla.checkpoint_loading import load_actor
@@ -89,7 +90,12 @@ def _simulator(config: DoctorConfig) -> Iterator[Check]:
         yield _found("assets", lambda: f"LIBERO's at {prepare_libero(allow_download=False)}")
         yield _found("rendering", lambda: f"MuJoCo renders with {require_gl() or 'its default'}")
     else:
-        yield _found("environment", lambda: prepare_env(config.env) or f"'{config.env.type}' can be built")
+        yield _found("environment", lambda: _installed(config.env))
+
+
+def _installed(config: EnvConfig) -> str:
+    prepare_env(config)
+    return f"what '{config.type}' needs is installed"
 
 
 def _starts(config: DoctorConfig) -> list[Start]:

@@ -44,12 +44,19 @@ def test_an_expected_error_is_one_paragraph_without_a_traceback(command: str):
     assert result.stderr.startswith(f"smoothvla {command}: error: There is no preset `env=liberro`")
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"doctor"}))
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"doctor", "export"}))
 def test_missing_gl_ends_a_command_before_it_starts(command: str):
     result = smoothvla(command, MUJOCO_GL="egl", __EGL_VENDOR_LIBRARY_FILENAMES="/nowhere.json")
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
     assert "apt-get install" in result.stderr
+
+
+def test_an_export_needs_no_gl():
+    result = smoothvla(
+        "export", "--output_dir=/", MUJOCO_GL="egl", __EGL_VENDOR_LIBRARY_FILENAMES="/nowhere.json"
+    )
+    assert "nothing to export: pass --policy.path" in result.stderr
 
 
 def test_debugging_shows_the_traceback():
