@@ -4,8 +4,8 @@
     python benchmarks/sampling.py --size 450m --pairs 5
 
 Both sides turn the same preprocessed observation into a chunk with the same K: the policy's own
-`predict_action_chunk`, and `encode` with `FlowSDERatio.sample`, which also records what the update replays. The
-sides take turns, and the ratio is the median over the pairs. The last line is one JSON object.
+`predict_action_chunk`, and `encode` with `FlowSDERatio.sample`, which also records what the update replays.
+The sides take turns, and the ratio is the median over the pairs. The last line is one JSON object.
 """
 
 import argparse

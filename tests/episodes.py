@@ -40,13 +40,27 @@ def sampled_episode(actor: Actor, estimator: Any, seed: int, executed: Sequence[
 
 
 def sampled_group(
-    actor: Actor, estimator: Any, success: Sequence[int] = (1, 0, 1, 0), n_steps: int = 8, seed: int = 0
+    actor: Actor,
+    estimator: Any,
+    success: Sequence[int] = (1, 0, 1, 0),
+    n_steps: int = 8,
+    seed: int = 0,
+    lengths: Sequence[Sequence[int]] | None = None,
 ) -> Group:
-    """Episodes of different lengths with given outcomes; `n_steps` is the most that run of a chunk."""
-    lengths = ([n_steps, n_steps], [n_steps, n_steps - 1], [n_steps // 2], [n_steps, n_steps, 2])
+    """Episodes with given outcomes, which take turns in their lengths.
+
+    Args:
+        actor: Samples them.
+        estimator: Says how.
+        success: Of each episode.
+        n_steps: The most that run of a chunk.
+        seed: Of noise and observations.
+        lengths: Steps run of each chunk of an episode; of different lengths where left out.
+    """
+    lengths = lengths or ([n_steps, n_steps], [n_steps, n_steps - 1], [n_steps // 2], [n_steps, n_steps, 2])
     scored = []
     for index, solved in enumerate(success):
-        episode = sampled_episode(actor, estimator, 100 * seed + index, lengths[index % 4])
+        episode = sampled_episode(actor, estimator, 100 * seed + index, lengths[index % len(lengths)])
         smoothness = 0.2 + 0.1 * index
         total = solved * (1 + 0.5 * smoothness)
         scored.append(ScoredEpisode(replace(episode, success=bool(solved)), float(solved), smoothness, total))

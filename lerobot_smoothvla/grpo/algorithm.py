@@ -26,10 +26,10 @@ _MEANS = ("loss", "grad_norm", "ratio_deviation", "clip_fraction", "approx_kl")
 
 @dataclass(frozen=True)
 class Replay:
-    """The chunks that an update learns from, flattened over episodes. Observations stay uint8 on the CPU.
+    """The chunks that an update learns from, flattened over episodes.
 
     Attributes:
-        observations: (N, ...) as the episodes hold them.
+        observations: N views of what the episodes hold; images are uint8 on the CPU.
         instructions: N task strings.
         record: (N, ...) of the ratio estimator.
         executed: (N, H) bool.
@@ -37,7 +37,7 @@ class Replay:
         weights: (N,), each episode's sum to 1.
     """
 
-    observations: dict[str, Tensor]
+    observations: dict[str, list[Tensor]]
     instructions: list[str]
     record: dict[str, Tensor]
     executed: Tensor
@@ -51,7 +51,7 @@ class Replay:
     def __getitem__(self, index: Tensor) -> Self:
         """The chunks of `index`."""
         return type(self)(
-            {key: value[index] for key, value in self.observations.items()},
+            {key: [rows[i] for i in index.tolist()] for key, rows in self.observations.items()},
             [self.instructions[i] for i in index.tolist()],
             {key: value[index] for key, value in self.record.items()},
             self.executed[index],
@@ -94,9 +94,14 @@ class Replay:
         steps = torch.arange(episodes[0].chunks.shape[1]) - first_step
         n_executed = torch.cat([episode.executed for episode in episodes])[:, None]
         return cls(
-            observations=_stack([episode.observations for episode in episodes]),
+            observations={
+                key: [row for episode in episodes for row in episode.observations[key]]
+                for key in episodes[0].observations
+            },
             instructions=[e.instruction for e in episodes for _ in range(len(e.executed))],
-            record=_stack([episode.record for episode in episodes]),
+            record={
+                key: torch.cat([episode.record[key] for episode in episodes]) for key in episodes[0].record
+            },
             executed=(steps >= 0) & (steps < n_executed),
             advantages=torch.cat(advantages).repeat_interleave(chunks),
             weights=chunk_weights(chunks),
@@ -164,7 +169,7 @@ class GRPOAlgorithm(RLAlgorithm):
 
     def _encode(self, replay: Replay) -> Any:
         device = self.actor.policy.config.device
-        observations = {key: value.to(device) for key, value in replay.observations.items()}
+        observations = {key: torch.stack(rows).to(device) for key, rows in replay.observations.items()}
         return self.actor.adapter.encode(self.actor.model_input(observations, replay.instructions))
 
     def _record(self, replay: Replay) -> dict[str, Tensor]:
@@ -242,7 +247,3 @@ def _stats(means: dict[str, float], n_chunks: int, n_minibatches: int) -> Traini
         extra={name: means[name] for name in _MEANS[2:]}
         | {"n_chunks": float(n_chunks), "n_minibatches": float(n_minibatches)},
     )
-
-
-def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}

@@ -66,6 +66,8 @@ def refused(
             "invalid choice: 'exact' (choose from 'auto', 'flow_matching', 'flow_sde', 'posterior')",
         ),
         (["--algorithm.lr=fast"], "`algorithm.lr`: Couldn't parse 'fast' into a float"),
+        (["--algorithm.freeze=[vision,head]"], "no part head to freeze; it has vision, vlm, state, expert"),
+        (["--algorithm.freeze=[vision,vlm,state,expert]"], "freeze all of it; leave a part to train"),
         (["--algorithm.groupsize=8"], "unrecognized arguments: --algorithm.groupsize=8"),
         (["--policy.type=smoothvla"], "Cannot specify both --policy.path and --policy.type"),
         (["--steps=0"], "`steps` should be at least 1 iteration, got 0"),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from itertools import accumulate
 
 import episodes
 import pytest
@@ -92,7 +93,8 @@ def test_an_index_picks_the_same_chunks_of_everything():
     index = torch.tensor([6, 0, 3])
     part = replay[index]
     assert len(part) == 3 and part.instructions == ["instruction 6", "instruction 0", "instruction 3"]
-    assert all(part.observations[key].equal(value[index]) for key, value in replay.observations.items())
+    for key, rows in replay.observations.items():
+        assert all(row.equal(rows[i]) for row, i in zip(part.observations[key], index, strict=True))
     assert all(part.record[key].equal(value[index]) for key, value in replay.record.items())
     for name in ("executed", "advantages", "weights"):
         assert getattr(part, name).equal(getattr(replay, name)[index])
@@ -220,7 +222,55 @@ def test_without_weight_on_the_negative_side_failures_teach_nothing():
     assert difference(*updated) < 1e-6
 
 
+# --- freezing
+
+
+@pytest.mark.parametrize("frozen", [("vision",), ("vlm", "state"), ("expert",), ("vision", "vlm", "state")])
+def test_frozen_parts_stay_as_they_are_and_the_others_learn(frozen):
+    grpo = algorithm(freeze=frozen)
+    before = weights(grpo)
+    update(grpo, sampled_group(grpo))
+    after = grpo.get_weights()
+    changed = {grpo.actor.adapter.part_of(key) for key in before if not before[key].equal(after[key])}
+    assert changed == {*grpo.actor.adapter.parts, "expert"} - set(frozen)
+
+
+def test_the_policys_own_flags_freeze_as_well():
+    policy = SmoothVLAPolicy(SmoothVLAConfig(**TINY_SMOOTHVLA | {"train_expert_only": True})).eval()
+    actor = Actor(policy, *make_smoothvla_pre_post_processors(POLICY))
+    GRPOAlgorithm(actor, GRPOConfig(freeze=("state",)))
+    trained = {actor.adapter.part_of(name) for name, p in policy.named_parameters() if p.requires_grad}
+    assert trained == {"expert"}
+
+
+def test_a_part_that_the_policy_does_not_have_is_rejected_with_those_it_has():
+    expected = r"type 'smoothvla' has no part eyes, vit to freeze; it has vision, vlm, state, expert"
+    with pytest.raises(ValueError, match=expected):
+        algorithm(freeze=("vit", "vision", "eyes"))
+
+
 def test_a_policy_without_a_trainable_parameter_is_rejected():
-    policy = SmoothVLAPolicy(POLICY).requires_grad_(False)
-    with pytest.raises(ValueError, match="no trainable parameter"):
-        GRPOAlgorithm(Actor(policy, *make_smoothvla_pre_post_processors(POLICY)), GRPOConfig())
+    with pytest.raises(
+        ValueError, match=r"no trainable parameter.*freeze=\[vision,vlm,state,expert\] freeze"
+    ):
+        algorithm(freeze=("vision", "vlm", "state", "expert"))
+
+
+# --- memory
+
+
+def peak_bytes(n_episodes: int, microbatch_size: int = 2) -> int:
+    """The most memory that an update takes beside what was there, by torch's own account of it."""
+    grpo = algorithm(microbatch_size=microbatch_size)
+    group = sampled_group(grpo, [1, 0] * (n_episodes // 2))
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(profile_memory=True, activities=[cpu], acc_events=True) as profile:
+        update(grpo, group)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def test_what_an_update_takes_does_not_grow_with_the_rollouts():
+    """Four times as many of them: what they hold themselves is all that grows."""
+    few = peak_bytes(4)
+    assert peak_bytes(16) < 1.05 * few < peak_bytes(4, microbatch_size=8)

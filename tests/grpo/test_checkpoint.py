@@ -77,6 +77,33 @@ def test_a_restored_run_has_the_optimizer_the_random_state_and_the_count(run):
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
 
 
+def test_frozen_parts_and_bf16_survive_a_resumption(run):
+    config, _ = run
+    config.algorithm = GRPOConfig(freeze=("vision", "vlm"), bf16=True)
+    algorithm = GRPOAlgorithm(load_actor(config.policy), config.algorithm)
+    saved = checkpoint.save(config, algorithm, 1)
+    path = checkpoint.last(config.output_dir)
+    again = GRPOPipelineConfig.from_pretrained(path, cli_args=[]).algorithm
+    resumed = GRPOAlgorithm(load_actor(load_actor_config(path)), again)
+    assert checkpoint.restore(saved, resumed) == 1
+    weights = [a.get_weights() for a in (algorithm, resumed)]
+    assert all(weights[0][key].dtype == weights[1][key].dtype for key in weights[0])
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+    trained, trained_again = (
+        {name for name, p in a.actor.policy.named_parameters() if p.requires_grad}
+        for a in (algorithm, resumed)
+    )
+    assert trained == trained_again and resumed.actor.execution == algorithm.actor.execution
+
+
+def test_a_resumption_that_trains_other_parameters_is_refused(run):
+    config, algorithm = run
+    saved = checkpoint.save(config, algorithm, 1)
+    other = GRPOAlgorithm(load_actor(config.policy), GRPOConfig(freeze=("vision",)))
+    with pytest.raises(ValueError, match="not that of the parameters that are trained now.*algorithm.freeze"):
+        checkpoint.restore(saved, other)
+
+
 def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint to resume from.*start the run without"):
         checkpoint.last(tmp_path)

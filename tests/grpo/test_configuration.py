@@ -11,6 +11,7 @@ from lerobot.rl.algorithms.configs import RLAlgorithmConfig
 from lerobot.rl.algorithms.factory import make_algorithm_config
 
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio
 from lerobot_smoothvla.grpo.configuration import GRPOConfig, GRPOPipelineConfig
 from lerobot_smoothvla.jerk_reward import JerkRewardConfig
@@ -130,7 +131,11 @@ def test_a_run_without_a_name_is_named_after_task_and_policy():
 def test_a_saved_training_config_parses_back_to_itself(tmp_path, reference):
     config = pipeline(
         algorithm=GRPOConfig(
-            ratio="flow_sde", init_states=(3, 7), reward=JerkRewardConfig(reference=reference, weight=0.3)
+            ratio="flow_sde",
+            init_states=(3, 7),
+            freeze=("vision", "vlm"),
+            gradient_checkpointing=True,
+            reward=JerkRewardConfig(reference=reference, weight=0.3),
         ),
         env=LiberoEnvConfig(task="libero_object", task_ids=[0, 3]),
         output_dir=tmp_path / "run",
@@ -156,8 +161,12 @@ def test_flags_reach_every_level():
             "--algorithm.reward.weight=0.1",
             "--algorithm.reward.reference={libero_object/0: 3.5}",
             "--algorithm.clip_high=0.5",
+            "--algorithm.freeze=[vision,vlm]",
+            "--algorithm.bf16=true",
         ],
     )
+    assert config.algorithm.freeze == ("vision", "vlm")
+    assert config.algorithm.execution == Execution(bf16=True)
     assert config.algorithm.init_states == (2, 5)
     assert config.algorithm.reward == JerkRewardConfig(weight=0.1, reference={"libero_object/0": 3.5})
     assert (config.algorithm.clip_low, config.algorithm.clip_high) == (None, 0.5)
