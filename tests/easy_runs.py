@@ -20,7 +20,9 @@ RUN += ("--wandb.enable=true", "--wandb.mode=offline", "--wandb.disable_artifact
 # be told from an uninterrupted run. Therefore a task that it does solve now and then: to move the gripper by
 # 12 cm. All else is the real command on the real simulator.
 SMOOTHVLA_WITH_AN_EASY_TASK = """
+import os
 import sys
+from builders import prepare
 from lerobot_smoothvla.envs.assets import prepare_libero
 prepare_libero(allow_download=False)
 from lerobot.envs.libero import LiberoEnv
@@ -39,14 +41,17 @@ def step(env, action):
     return observation, reward, bool(((env.position - env.home) ** 2).sum() > 0.12**2), truncated, info
 
 ChunkedLiberoEnv.reset_to, ChunkedLiberoEnv.step = reset_and_look, step
+prepare(os.environ["POLICY_TYPE"])
 sys.exit(main())
 """
 
 
-def start_run(output: Path, *arguments: str) -> subprocess.Popen[str]:
+def start_run(output: Path, *arguments: str, policy_type: str = "smoothvla") -> subprocess.Popen[str]:
+    tests = str(Path(__file__).parent)
+    path = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-c", SMOOTHVLA_WITH_AN_EASY_TASK, "grpo", f"--output_dir={output}", *arguments],
-        env={**os.environ, "WANDB_DIR": str(output)},
+        env={**os.environ, "WANDB_DIR": str(output), "PYTHONPATH": path, "POLICY_TYPE": policy_type},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ ACT = """
 import sys
 from pathlib import Path
 import torch
-from builders import act
+from builders import act, prepare
 from lerobot.configs import PreTrainedConfig
 from lerobot.envs.configs import LiberoEnv
 from lerobot.policies import get_policy_class, make_policy, make_pre_post_processors
@@ -19,6 +19,7 @@ from lerobot.policies import get_policy_class, make_policy, make_pre_post_proces
 path, action = sys.argv[1:]
 config = PreTrainedConfig.from_pretrained(path)
 config.pretrained_path = path
+prepare(config.type)
 if config.use_peft:
     policy = make_policy(config, env_cfg=LiberoEnv()).eval()
 else:
