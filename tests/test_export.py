@@ -144,6 +144,7 @@ def test_bad_input_is_one_paragraph(arguments: list[str], message: str, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["smoothvla", "export", *arguments])
     assert main() == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    said = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in said if line.startswith("smoothvla export: error: ")]
     assert message in line
     assert not list(tmp_path.iterdir())
