@@ -22,7 +22,7 @@ def test_tasks_are_known_without_mujoco():
     code = (
         "import sys; from lerobot.envs.configs import LiberoEnv; from lerobot_smoothvla.envs import tasks;"
         "selected = tasks.selected_tasks(LiberoEnv(task='libero_goal'));"
-        "tasks.require_init_states(selected, (0, 50)); print('mujoco' in sys.modules)"
+        "tasks.require_init_states(LiberoEnv(), selected, (0, 50)); print('mujoco' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
