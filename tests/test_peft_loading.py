@@ -26,7 +26,13 @@ from lerobot_smoothvla.grpo.configuration import GRPOConfig, GRPOPipelineConfig
 from lerobot_smoothvla.peft_loading import adapter_of, add_adapter
 from lerobot_smoothvla.rollout.engine import Actor
 
-LORA: dict[str, PeftConfig] = dict.fromkeys(POLICIES, PeftConfig(r=4))
+WITHOUT_DEFAULT_TARGETS = ("diffusion", "multi_task_dit")
+LORA = {
+    name: PeftConfig(
+        r=4, target_modules="all-linear" if name.split("-")[0] in WITHOUT_DEFAULT_TARGETS else None
+    )
+    for name in POLICIES
+}
 """Settings for every policy; one without default targets names its own."""
 ADAPTER_FILES = {"config.json", "adapter_config.json", "adapter_model.safetensors", "train_config.json"}
 
