@@ -44,6 +44,7 @@ class GRPOConfig(RLAlgorithmConfig):
             None, here and below, takes the policy config's where it has one, else the default of `smoothvla`.
         stochastic_steps: `one` random denoising step a chunk explores, or `all`.
         noise_last_step: Whether the last denoising step may explore: its noise is in the actions as it is.
+            None says yes where a diffusion policy predicts the clean chunk.
         n_pairs: (t, ε) pairs a chunk of the flow-matching ratio.
         ratio_scale: Of the flow-matching ratio: a clip of c lets a pair's mean squared velocity error move by
             c / ratio_scale in an iteration. With 50, the sum over a chunk, ratios explode within a few steps.
@@ -185,12 +186,13 @@ class GRPOConfig(RLAlgorithmConfig):
             own = getattr(self, name)
             return getattr(policy_config, name, default) if own is None else own
 
+        adapter = adapter_class(policy_config)
         estimator = FlowSDERatio if ratio == "flow_sde" else PosteriorRatio
         return estimator(
             level=setting("noise_level", DEFAULT_NOISE_LEVEL[ratio]),
             stochastic_steps=setting("stochastic_steps", "one"),
             noise_length=setting("noise_length", 0.0),
-            skip_last=not setting("noise_last_step", False),
+            skip_last=not setting("noise_last_step", adapter.noise_last_step(policy_config)),
         )
 
 

@@ -17,7 +17,9 @@ from lerobot_smoothvla.flow.adapters.multi_task_dit import (
     MultiTaskDiTDiffusionAdapter,
     MultiTaskDiTFlowAdapter,
 )
+from lerobot_smoothvla.flow.ratio import PosteriorRatio
 from lerobot_smoothvla.flow.sampling import DeployedSampler
+from lerobot_smoothvla.grpo.configuration import GRPOConfig
 
 DDIM = {"noise_scheduler_type": "DDIM"}
 
@@ -71,6 +73,14 @@ def test_without_a_number_of_steps_it_takes_all_of_training(tmp_path: Path):
 def test_a_multi_task_dit_is_adapted_by_its_objective():
     assert adapter_class(MultiTaskDiTConfig()) is MultiTaskDiTDiffusionAdapter
     assert adapter_class(MultiTaskDiTConfig(objective="flow_matching")) is MultiTaskDiTFlowAdapter
+
+
+@pytest.mark.parametrize("config_class", [DiffusionConfig, MultiTaskDiTConfig])
+def test_the_last_step_explores_by_default_where_the_network_predicts_the_action(config_class: Any):
+    noise, clean = config_class(), config_class(prediction_type="sample")
+    assert GRPOConfig().estimator(noise) == PosteriorRatio(level=0.1, skip_last=True)
+    assert GRPOConfig().estimator(clean) == PosteriorRatio(level=0.1, skip_last=False)
+    assert GRPOConfig(noise_last_step=False).estimator(clean) == PosteriorRatio(level=0.1, skip_last=True)
 
 
 @pytest.mark.parametrize(

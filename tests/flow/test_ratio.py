@@ -1,7 +1,7 @@
 """Ratios are 1 before an update, and on a small known problem they lead to the reward.
 
 The problem: one step, one observation, reward −|a − target|² over the executed steps and real dimensions.
-The policy: a small MLP flow, first trained by flow matching on Gaussian actions, as the smallest warm start.
+The policy: a small MLP, a flow or a diffusion, first trained on Gaussian actions, as the smallest warm start.
 """
 
 import copy
@@ -9,22 +9,29 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
+from lerobot_smoothvla.flow.adapters.base import DiffusionAdapter
+from lerobot_smoothvla.flow.adapters.scheduler import Chain
 from lerobot_smoothvla.flow.noise import noise_factor
-from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio
+from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio, PosteriorRatio
 from lerobot_smoothvla.flow.sampling import gaussian_log_prob, integrate_ode
 from lerobot_smoothvla.grpo.objective import clipped_objective
 
 H, P, A, K, N_EXECUTED = 4, 3, 2, 4, 3
 TARGET = torch.tensor([0.6, -0.4])
-ESTIMATORS = {
-    "sde_one": FlowSDERatio(level=0.5),
-    "sde_all": FlowSDERatio(level=0.5, stochastic_steps="all", skip_last=False),
-    "sde_correlated": FlowSDERatio(level=0.5, noise_length=1.5, skip_last=False),
-    "flow_matching": FlowMatchingRatio(n_pairs=8, scale=6.0),
+CASES = {
+    "sde_one": ("flow", FlowSDERatio(level=0.5)),
+    "sde_all": ("flow", FlowSDERatio(level=0.5, stochastic_steps="all", skip_last=False)),
+    "sde_correlated": ("flow", FlowSDERatio(level=0.5, noise_length=1.5, skip_last=False)),
+    "flow_matching": ("flow", FlowMatchingRatio(n_pairs=8, scale=6.0)),
+    "ddpm_one": ("ddpm_noise", PosteriorRatio(level=0.3)),
+    "ddpm_all": ("ddpm_noise", PosteriorRatio(level=0.3, stochastic_steps="all")),
+    "ddim_one": ("ddim_clean", PosteriorRatio(level=0.4, skip_last=False)),
 }
-each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS.keys())
+"""A kind of policy, and an estimator for it."""
+each_estimator = pytest.mark.parametrize(("kind", "estimator"), CASES.values(), ids=CASES.keys())
 
 
 @dataclass
@@ -35,8 +42,8 @@ class Context:
         return Context(self.features.repeat_interleave(n, dim=0))
 
 
-class MLPFlow(nn.Module):
-    """v(x_t, t) of a chunk from one observation number."""
+class MLP(nn.Module):
+    """Of a chunk and a time in [0, 1], given one observation number."""
 
     chunk_size, padded_action_dim, action_dim, num_steps, first_step = H, P, A, K, 0
 
@@ -48,11 +55,56 @@ class MLPFlow(nn.Module):
     def encode(self, batch):
         return Context(self.encoder(batch["observation.state"]))
 
+    def forward(self, context, x, t):
+        return self.net(torch.cat([x.flatten(1), t[:, None], context.features], dim=1)).view_as(x)
+
+
+class MLPFlow(MLP):
+    """v(x_t, t), trained by flow matching."""
+
+    def loss(self, actions, eps):
+        t = torch.rand(len(actions))
+        x_t = t[:, None, None] * eps + (1 - t[:, None, None]) * actions
+        return (self.velocity(self.encode(observe(len(actions))), x_t, t) - (eps - actions)).square().mean()
+
     def velocity(self, context, x_t, t):
-        return self.net(torch.cat([x_t.flatten(1), t[:, None], context.features], dim=1)).view_as(x_t)
+        return self(context, x_t, t)
 
     def denoise(self, context, noise, generator):
         return integrate_ode(self, context, noise)
+
+
+class MLPDiffusion(MLP):
+    """ε̂ or the clean chunk at a scheduler's timesteps, trained on all of them, deployed on K."""
+
+    def __init__(self, scheduler, predicts, n_timesteps):
+        super().__init__()
+        self.n_timesteps, self.predicts = n_timesteps, predicts
+        self.scheduler = scheduler(
+            n_timesteps, beta_schedule="squaredcos_cap_v2", prediction_type=predicts, clip_sample_range=1.5
+        )
+        self.chain = Chain.of(self.scheduler, K)
+
+    def loss(self, actions, eps):
+        timesteps = torch.randint(self.n_timesteps, (len(actions),))
+        x = self.scheduler.add_noise(actions, eps, timesteps)
+        prediction = self(self.encode(observe(len(actions))), x, timesteps / self.n_timesteps)
+        return (prediction - (eps if self.predicts == "epsilon" else actions)).square().mean()
+
+    def predict(self, context, x, step):
+        return self(context, x, self.chain.timesteps[step] / self.n_timesteps)
+
+    def posterior(self, prediction, x, step, min_std=0.0):
+        return self.chain.posterior(prediction, x, step, min_std)
+
+    denoise = DiffusionAdapter.denoise
+
+
+KINDS = {
+    "flow": MLPFlow,
+    "ddpm_noise": lambda: MLPDiffusion(DDPMScheduler, "epsilon", 100),
+    "ddim_clean": lambda: MLPDiffusion(DDIMScheduler, "sample", 20),
+}
 
 
 def observe(n):
@@ -68,16 +120,18 @@ def reward_of(actions):
 
 
 @pytest.fixture(scope="module")
-def warm_start():
-    """A flow policy whose actions are about N(0, 0.4²)."""
+def warm_starts():
+    """Policies of each kind whose actions are about N(0, 0.4²)."""
+    return {kind: warm_start(make) for kind, make in KINDS.items()}
+
+
+def warm_start(make):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        policy = MLPFlow()
+        policy = make()
         optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
         for _ in range(600):
-            actions, eps, t = 0.4 * torch.randn(256, H, P), torch.randn(256, H, P), torch.rand(256)
-            x_t = t[:, None, None] * eps + (1 - t[:, None, None]) * actions
-            loss = (policy.velocity(policy.encode(observe(256)), x_t, t) - (eps - actions)).square().mean()
+            loss = policy.loss(0.4 * torch.randn(256, H, P), torch.randn(256, H, P))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -85,8 +139,13 @@ def warm_start():
 
 
 @pytest.fixture
-def policy(warm_start):
-    return copy.deepcopy(warm_start)
+def kind():
+    return "flow"
+
+
+@pytest.fixture
+def policy(warm_starts, kind):
+    return copy.deepcopy(warm_starts[kind])
 
 
 def rollout(policy, estimator, n, seed=0):
@@ -105,9 +164,10 @@ def flat_gradient(policy, loss):
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
 
 
-def ode_reward(policy, n=2000, seed=123):
-    noise = torch.randn(n, H, P, generator=torch.Generator().manual_seed(seed))
-    return reward_of(integrate_ode(policy, policy.encode(observe(n)), noise)).mean()
+def deployed_reward(policy, n=2000, seed=123):
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(n, H, P, generator=generator)
+    return reward_of(policy.denoise(policy.encode(observe(n)), noise, generator)).mean()
 
 
 def train(policy, estimator, iterations, advantages_of, **kwargs):
@@ -185,8 +245,8 @@ def test_unexecuted_steps_and_padded_dimensions_do_not_count(policy, estimator):
 
 @each_estimator
 def test_expected_gradient_points_to_the_reward(policy, estimator):
-    # The reference differentiates the reward through the integrator that is deployed.
-    reference = flat_gradient(policy, ode_reward(policy, 20_000))
+    # The reference differentiates the reward through the sampling that is deployed.
+    reference = flat_gradient(policy, deployed_reward(policy, 20_000))
     sample, baseline = rollout(policy, estimator, 20_000)
     advantages = normalised(reward_of(sample.actions))
     log_ratio = log_ratio_of(policy, estimator, sample.record, baseline)
@@ -196,9 +256,17 @@ def test_expected_gradient_points_to_the_reward(policy, estimator):
 
 @each_estimator
 def test_reward_rises_over_a_few_dozen_updates(policy, estimator):
-    before = ode_reward(policy).item()
+    before = deployed_reward(policy).item()
     train(policy, estimator, 30, normalised)
-    assert ode_reward(policy).item() > 0.5 * before
+    assert deployed_reward(policy).item() > 0.5 * before
+
+
+def test_a_last_step_that_no_ratio_holds_runs_away_where_the_network_is_its_mean(warm_starts):
+    # Why a policy that predicts the clean chunk explores in its last step by default.
+    policy = copy.deepcopy(warm_starts["ddim_clean"])
+    before = deployed_reward(policy).item()
+    train(policy, PosteriorRatio(level=0.3), 30, normalised)
+    assert deployed_reward(policy).item() < 1.5 * before
 
 
 def update_on_failures(policy, estimator, negative):
@@ -231,9 +299,9 @@ def test_clip_alone_does_not_hold_the_ratio_on_failures(policy, estimator):
 
 @each_estimator
 def test_reward_rises_from_negative_advantages_alone(policy, estimator):
-    before = ode_reward(policy).item()
+    before = deployed_reward(policy).item()
     deviation = train(policy, estimator, 30, lambda reward: normalised(reward).clamp(max=0))
-    assert ode_reward(policy).item() > 0.7 * before
+    assert deployed_reward(policy).item() > 0.7 * before
     assert deviation < 1
 
 

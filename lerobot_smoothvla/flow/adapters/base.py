@@ -79,6 +79,11 @@ class PolicyAdapter(ABC):
                 "every chunk that are executed."
             )
 
+    @classmethod
+    def noise_last_step(cls, config: Any) -> bool:
+        """Whether the last denoising step explores too, unless the user says otherwise."""
+        return False
+
     @property
     def chunk_size(self) -> int:
         """H."""

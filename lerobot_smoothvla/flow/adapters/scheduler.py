@@ -117,6 +117,15 @@ class ScheduledAdapter(DiffusionAdapter):
                 f"{steps}; leave it out to use all of them."
             )
 
+    @classmethod
+    def noise_last_step(cls, config: Any) -> bool:
+        """Yes where the network predicts the clean chunk: in the last step that is the action itself.
+
+        Left out of the ratio, nothing would hold it while the other steps' updates move the same weights.
+        What is predicted as noise has next to no weight in the last step.
+        """
+        return config.prediction_type == "sample"
+
     @property
     def num_steps(self) -> int:
         """K: all timesteps of training where the config does not say."""
