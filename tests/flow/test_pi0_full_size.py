@@ -33,7 +33,12 @@ def _paligemma(config: Any) -> PaliGemmaForConditionalGenerationWithPiGemma:
 def test_a_policy_of_real_size_samples_replays_and_learns_one_chunk_at_a_time(
     policy_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Exact ratio over all denoising steps, two chunks, microbatch 1; only the expert learns."""
+    """Exact ratio over all denoising steps, two chunks, microbatch 1; only the expert learns.
+
+    pi0, float32, `pytest -m full_size -k "[pi0]" -s`, 2-core CPU of 23 GB shared with other work, 2026-11-24:
+    1830 M parameters, peak 12.5 GB, ratio deviation 5.6e-6; 340 s of CPU time in 1000 s (built in 264 s, two
+    chunks sampled in 553 s, update in 185 s). pi05 has not been through on it: killed where 13 GB were left.
+    """
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     modeling = reload(modeling_of(policy_type))  # Undoes `builders_pi.shrink`.
     monkeypatch.setattr(modeling, "PaliGemmaForConditionalGenerationWithPiGemma", _paligemma)
@@ -58,7 +63,7 @@ def test_a_policy_of_real_size_samples_replays_and_learns_one_chunk_at_a_time(
     stats = algorithm.update(iter([[group]]))
     updated = time.perf_counter()
     assert stats.extra["n_chunks"] == 2
-    assert stats.extra["ratio_deviation"] <= 1e-5
+    assert stats.extra["ratio_deviation"] <= 5e-5
     assert stats.grad_norms["policy"] > 0
     millions = sum(p.numel() for p in policy.parameters()) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
