@@ -5,9 +5,9 @@
     python benchmarks/update.py --size 450m --memory --chunks 4 --microbatch_size 4
 
 Both sides are `GRPOAlgorithm.update`: loss, backward pass, optimizer step; on the same chunks with the
-exact ratio of all K denoising steps; in the plain loop each step has a prefix of its own. The sides take turns
-on one thread, and the ratio is the median over the pairs. With `--memory` there is one update of ours alone,
-and the process's peak. The last line is one JSON object.
+exact ratio of all K denoising steps; in the plain loop each step has a prefix of its own. The sides take
+turns on one thread, and the ratio is the median over the pairs. With `--memory` there is one update of ours
+alone, and the process's peak. The last line is one JSON object.
 """
 
 import argparse
