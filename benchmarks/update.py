@@ -6,8 +6,8 @@
 
 Both sides are `GRPOAlgorithm.update`: loss, backward pass, optimizer step; on the same chunks with the
 exact ratio of all K denoising steps; in the plain loop each step has a prefix of its own. The sides take
-turns on one thread, and the ratio is the median over the pairs. With `--memory` there is one update of ours,
-and the process's peak. The last line is one JSON object.
+turns on one thread, and the ratio is the median over the pairs. With `--memory` there is one update of ours
+alone, and the process's peak. The last line is one JSON object.
 """
 
 import argparse

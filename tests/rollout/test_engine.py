@@ -19,6 +19,7 @@ from lerobot.policies import make_pre_post_processors
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.episode import Episode, Start
+from lerobot_smoothvla.flow.adapters.execution import Execution, store_frozen_in_bf16
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio
 from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
@@ -216,6 +217,25 @@ def test_a_process_acts_with_an_adapter_as_the_serial_worker_does(
     assert not torch.equal(answer.chunks, episodes[0].chunks)
 
 
+def test_a_process_acts_in_the_precision_of_its_actor(
+    env_config: LiberoEnvConfig, serial: RolloutEngine[Any], actor: Actor, episodes: list[Episode]
+) -> None:
+    """Frozen weights that are stored in bfloat16 arrive as they are."""
+    policy = deepcopy(actor.policy)
+    in_bf16 = replace(actor, policy=policy, execution=Execution(bf16=True))
+    in_bf16.adapter.freeze(["vlm"])
+    store_frozen_in_bf16(policy)
+    worker = SerialWorker(env_config, in_bf16)
+    worker._simulators = serial._workers[0]._simulators
+    worker.submit(REQUESTS[2])
+    expected = worker.collect()
+    engine = make_engine(env_config, in_bf16, n_workers=1)
+    (answer,) = engine.run(REQUESTS[2:3])
+    engine.close()
+    assert_same(answer, expected)
+    assert 0 < (answer.chunks[0] - episodes[2].chunks[0]).abs().max() < 0.1
+
+
 def test_a_failed_rollout_is_reported_with_its_reason_and_leaves_the_worker_usable(
     processes: RolloutEngine[Any], episodes: list[Episode]
 ) -> None:
@@ -225,7 +245,7 @@ def test_a_failed_rollout_is_reported_with_its_reason_and_leaves_the_worker_usab
 
 
 def test_a_killed_worker_is_reported(env_config: LiberoEnvConfig, actor: Actor) -> None:
-    engine = ProcessEngine(env_config, actor.policy, n_workers=1)
+    engine = ProcessEngine(env_config, actor, n_workers=1)
     engine._workers[0]._process.kill()
     with pytest.raises(RuntimeError, match=r"worker died \(exit code -9\).*use fewer workers"):
         engine.run(REQUESTS)
