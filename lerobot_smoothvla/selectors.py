@@ -134,12 +134,15 @@ def _dataset(choice: str | None, arguments: Sequence[str]) -> list[str]:
     """Flags of the dataset: the one asked for, else LIBERO's on the Hub, else the scripted one.
 
     Raises:
-        ValueError: If `choice` is unknown or the suite has no scripted expert.
+        ValueError: If `choice` is unknown, or there is no such dataset of the environment.
         RuntimeError: If recording the scripted dataset failed.
     """
     if choice is not None and choice not in DATASETS:
         raise ValueError(f"There is no `dataset={choice}`; `dataset=` takes {', '.join(DATASETS)}.")
-    if choice is None and flag_value("env.type", arguments) not in (None, "libero"):
+    env = flag_value("env.type", arguments) or "libero"
+    if env != "libero" and choice == "hub":
+        raise ValueError(f"`dataset=hub` is LIBERO's; name one of '{env}' with `--dataset.repo_id=`.")
+    if env != "libero" and choice is None:
         return []
     repo_id = flag_value("dataset.repo_id", arguments)
     if choice == "hub" or (choice is None and (repo_id is not None or _hub_dataset_in_reach())):
@@ -173,23 +176,41 @@ def _scripted_dataset(arguments: Sequence[str]) -> list[str]:
     """
     from lerobot.utils.constants import HF_LEROBOT_HOME
 
-    suites = (flag_value("env.task", arguments) or SCRIPTED_SUITES[0]).split(",")
+    env, task = _scripted_tasks(arguments)
+    repo_id = flag_value("dataset.repo_id", arguments) or f"smoothvla/{task.replace(',', '_')}_scripted"
+    root = flag_value("dataset.root", arguments) or str(HF_LEROBOT_HOME / repo_id)
+    flags = [f"--dataset.repo_id={repo_id}", f"--dataset.root={root}"]
+    if not (Path(root) / "meta/info.json").is_file():
+        record = [sys.executable, "-m", "lerobot_smoothvla.cli.main", "demos", f"--env.type={env}"]
+        record += [f"--env.task={task}", *flags]
+        print("SmoothVLA: recording demonstrations first:", " ".join(record[3:]), flush=True)
+        if subprocess.run(record, check=False).returncode != 0:
+            raise RuntimeError(f"The scripted demonstrations could not be recorded into {root}; see above.")
+    return flags
+
+
+def _scripted_tasks(arguments: Sequence[str]) -> tuple[str, str]:
+    """Type of environment and task of the scripted demonstrations: of LIBERO one suite.
+
+    Raises:
+        ValueError: If there is no scripted expert.
+    """
+    env, task = flag_value("env.type", arguments) or "libero", flag_value("env.task", arguments)
+    if env == "metaworld" and task:
+        return env, task
+    if env not in ("libero", "metaworld"):
+        raise ValueError(
+            f"There are scripted demonstrations for libero and metaworld only, got `--env.type={env}`; "
+            "give a dataset with `--dataset.repo_id=`."
+        )
+    suites = (task or SCRIPTED_SUITES[0]).split(",")
     suite = next((suite for suite in SCRIPTED_SUITES if suite in suites), None)
     if suite is None:
         raise ValueError(
             f"There are scripted demonstrations for {', '.join(SCRIPTED_SUITES)} only, got `--env.task="
             f"{','.join(suites)}`; give a dataset with `--dataset.repo_id=`."
         )
-    repo_id = flag_value("dataset.repo_id", arguments) or f"smoothvla/{suite}_scripted"
-    root = flag_value("dataset.root", arguments) or str(HF_LEROBOT_HOME / repo_id)
-    flags = [f"--dataset.repo_id={repo_id}", f"--dataset.root={root}"]
-    if not (Path(root) / "meta/info.json").is_file():
-        record = [sys.executable, "-m", "lerobot_smoothvla.cli.main", "demos", "--env.type=libero"]
-        record += [f"--env.task={suite}", *flags]
-        print("SmoothVLA: recording demonstrations first:", " ".join(record[3:]), flush=True)
-        if subprocess.run(record, check=False).returncode != 0:
-            raise RuntimeError(f"The scripted demonstrations could not be recorded into {root}; see above.")
-    return flags
+    return env, suite
 
 
 def pop_algorithm(command: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from builders import IMAGE, LIBERO_FEATURES, LIBERO_INPUTS, LIBERO_OUTPUTS, LIBERO_STATS, save_checkpoint
 from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.envs.configs import AlohaEnv, EnvConfig, MetaworldEnv, PushtEnv
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
@@ -141,6 +142,78 @@ def test_cameras_may_be_named_by_the_environment(saved):
     names = {"agentview_image": "top", "robot0_eye_in_hand_image": "wrist"}
     config = load_actor_config(path, env_config=LiberoEnvConfig(camera_name_mapping=names))
     assert set(config.image_features) == {top, wrist}
+
+
+STATE_OF_4, STATE_OF_2, STATE_OF_14 = (PolicyFeature(FeatureType.STATE, (n,)) for n in (4, 2, 14))
+ACTION_OF = {n: {"action": PolicyFeature(FeatureType.ACTION, (n,))} for n in (2, 4, 14)}
+FITTING: dict[str, tuple[EnvConfig, dict]] = {
+    "metaworld": (
+        MetaworldEnv(),
+        {
+            "input_features": {"observation.image": IMAGE, "observation.state": STATE_OF_4},
+            "output_features": ACTION_OF[4],
+        },
+    ),
+    "pusht": (
+        PushtEnv(),
+        {
+            "input_features": {"observation.image": IMAGE, "observation.state": STATE_OF_2},
+            "output_features": ACTION_OF[2],
+        },
+    ),
+    "aloha": (
+        AlohaEnv(),
+        {
+            "input_features": {"observation.images.top": IMAGE, "observation.state": STATE_OF_14},
+            "output_features": ACTION_OF[14],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("env", FITTING)
+def test_a_policy_fits_the_environment_whose_features_it_has_and_no_other(saved, env):
+    config, features = FITTING[env]
+    path = saved(**features)
+    assert load_actor_config(path, env_config=config).input_features == features["input_features"]
+    for other in FITTING.keys() - {env}:
+        with pytest.raises(
+            ValueError, match=f"`observation.state` of shape .*dataset of this environment .{other}"
+        ):
+            load_actor_config(path, env_config=FITTING[other][0])
+
+
+@pytest.mark.parametrize(
+    ("env", "changes", "message"),
+    [
+        ("pusht", {"output_features": ACTION_OF[4]}, r"actions are of shape \(2,\).* of \(4,\)"),
+        (
+            "pusht",
+            {"input_features": {"observation.images.top": IMAGE, "observation.state": STATE_OF_2}},
+            r"looks through \['observation.images.top'\], the environment has \['observation.image'\]; train",
+        ),
+        (
+            "pusht",
+            {
+                "input_features": {
+                    "observation.image": IMAGE,
+                    "observation.state": STATE_OF_2,
+                    "observation.environment_state": PolicyFeature(FeatureType.ENV, (16,)),
+                }
+            },
+            r"should have `observation.environment_state` of shape None among its input .*got \(16,\)",
+        ),
+    ],
+)
+def test_a_policy_that_differs_from_any_environment_is_rejected(saved, env, changes, message):
+    config, features = FITTING[env]
+    with pytest.raises(ValueError, match=message):
+        load_actor_config(saved(**{**features, **changes}), env_config=config)
+
+
+def test_an_environment_that_gives_no_state_is_refused(saved):
+    with pytest.raises(ValueError, match="should give the state.*obs_type=pixels_agent_pos.*got 'pixels'"):
+        load_actor_config(saved(**FITTING["metaworld"][1]), env_config=MetaworldEnv(obs_type="pixels"))
 
 
 def test_another_type_of_policy_is_rejected_with_those_that_work(saved):

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lerobot.envs.factory import make_env_config
 
+from lerobot_smoothvla.envs.tasks import selected_tasks
 from lerobot_smoothvla.presets import GROUPS, configs_dir, preset_flags, preset_names, preset_path
 
 REPOSITORY = Path(__file__).parents[1]
@@ -15,7 +17,7 @@ ALL_PRESETS = [(group, name) for group in GROUPS for name in preset_names(group)
 def test_every_promised_preset_exists():
     assert {"smoothvla", "smoothvla_tiny"} <= set(preset_names("policy"))
     suites = {"libero_object", "libero_spatial", "libero_goal", "libero_10", "libero_90"}
-    assert suites | {"libero"} <= set(preset_names("env"))
+    assert suites | {"libero", "metaworld", "pusht", "aloha"} <= set(preset_names("env"))
 
 
 @pytest.mark.parametrize(("group", "name"), ALL_PRESETS)
@@ -28,11 +30,16 @@ def test_flags_say_the_same_as_the_file(group: str, name: str):
 
 
 @pytest.mark.parametrize("name", preset_names("env"))
-def test_env_presets_name_suites_that_libero_has(name: str):
-    from libero.libero.benchmark import get_benchmark_dict
+def test_env_presets_name_tasks_that_there_are(name: str):
+    settings = yaml.safe_load(preset_path("env", name).read_text())
+    config = make_env_config(settings.pop("type"), **settings)
+    assert config.type == name.partition("_")[0]
+    assert selected_tasks(config)
 
-    suites = yaml.safe_load(preset_path("env", name).read_text())["task"].split(",")
-    assert set(suites) <= set(get_benchmark_dict())
+
+def test_metaworld_is_all_50_tasks():
+    settings = yaml.safe_load(preset_path("env", "metaworld").read_text())
+    assert len(selected_tasks(make_env_config(settings.pop("type"), **settings))) == 50
 
 
 def test_libero_is_all_four_standard_suites():

@@ -4,6 +4,7 @@ import pytest
 
 from lerobot_smoothvla.presets import preset_flags, preset_path
 from lerobot_smoothvla.selectors import (
+    env_type,
     expand,
     flag_value,
     lerobot_command,
@@ -95,6 +96,15 @@ def test_the_hubs_dataset_is_taken_when_asked_for():
     assert flag_value("dataset.repo_id", arguments) == "HuggingFaceVLA/libero"
 
 
+def test_metaworlds_scripted_demonstrations_are_of_its_tasks(tmp_path: Path):
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/info.json").touch()
+    flags = ["env=metaworld", "--env.task=reach-v3,push-v3", "dataset=scripted", f"--dataset.root={tmp_path}"]
+    arguments = expand("lerobot-train", flags)
+    assert flag_value("dataset.repo_id", arguments) == "smoothvla/reach-v3_push-v3_scripted"
+    assert flag_value("dataset.root", arguments) == str(tmp_path)
+
+
 def test_another_environment_gets_no_libero_dataset():
     arguments = expand("lerobot-train", ["policy=smoothvla", "--env.type=aloha"])
     assert flag_value("dataset.repo_id", arguments) is None
@@ -107,6 +117,8 @@ def test_another_environment_gets_no_libero_dataset():
         ("lerobot-train", ["env=liberro"], "libero_object"),
         ("lerobot-train", ["policy=smoothvla", "dataset=mine"], "takes hub, scripted"),
         ("lerobot-train", ["env=libero_goal", "dataset=scripted"], "libero_object, libero_spatial only"),
+        ("lerobot-train", ["env=metaworld", "dataset=hub"], "LIBERO's; name one of 'metaworld' with"),
+        ("lerobot-train", ["env=pusht", "dataset=scripted"], "libero and metaworld only.*env.type=pusht"),
         ("lerobot-train", ["policy=smoothvla", "policy=smoothvla_tiny"], "given once"),
         ("lerobot-eval", ["policy=smoothvla", "--policy.path=x"], "give one"),
         ("lerobot-eval", ["dataset=scripted"], "takes policy=, env="),
@@ -125,6 +137,18 @@ def test_the_algorithm_is_taken_out_of_the_command_line():
     assert pop_algorithm("lerobot-train", ["--seed=1"]) == (None, ["--seed=1"])
     with pytest.raises(ValueError, match="takes grpo"):
         pop_algorithm("lerobot-train", ["algorithm=ppo"])
+
+
+def test_the_environments_type_is_found_in_a_flag_and_in_every_file_that_may_name_it(tmp_path: Path):
+    assert env_type(["--env.type=pusht", "--config_path=no/such.json"]) == "pusht"
+    assert env_type([f"--env=include {preset_path('env', 'aloha')}"]) == "aloha"
+    last = tmp_path / "checkpoints" / "last" / "pretrained_model"
+    last.mkdir(parents=True)
+    (last / "train_config.json").write_text('{"env": {"type": "metaworld"}, "steps": 2}')
+    assert env_type([f"--config_path={last / 'train_config.json'}"]) == "metaworld"
+    assert env_type(["--resume=true", f"--output_dir={tmp_path}"]) == "metaworld"
+    for nothing in (["--steps=2"], ["--config_path=no/such.json"], [f"--output_dir={tmp_path}"]):
+        assert env_type(nothing) is None
 
 
 def test_libero_is_recognised_in_each_form():
