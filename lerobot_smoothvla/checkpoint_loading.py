@@ -269,7 +269,10 @@ def _require_fit(config: PreTrainedConfig, env_config: EnvConfig) -> None:
             f"of {action and action.shape}; train it on a dataset of this robot."
         )
     cameras, looks = {key for key in given if key.startswith(OBS_IMAGE)}, set(config.image_features)
-    if not (looks <= cameras or set() < cameras <= looks):
+    fits = looks <= cameras
+    if not adapter_class(config).needs_every_camera:
+        fits = fits or set() < cameras <= looks
+    if not fits:
         libero = isinstance(env_config, LiberoEnvConfig)
         advice = (
             "name them alike with --env.camera_name_mapping" if libero else "train it on a dataset of these"

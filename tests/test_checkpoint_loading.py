@@ -9,6 +9,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.envs.configs import AlohaEnv, EnvConfig, MetaworldEnv, PushtEnv
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.policies.act.configuration_act import ACTConfig
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
@@ -142,6 +143,13 @@ def test_cameras_may_be_named_by_the_environment(saved):
     names = {"agentview_image": "top", "robot0_eye_in_hand_image": "wrist"}
     config = load_actor_config(path, env_config=LiberoEnvConfig(camera_name_mapping=names))
     assert set(config.image_features) == {top, wrist}
+
+
+def test_a_policy_that_cannot_act_without_one_of_its_cameras_is_rejected(saved):
+    third = {**LIBERO_INPUTS, "observation.images.top": IMAGE}
+    assert load_actor_config(saved(SmolVLAConfig, input_features=third)).type == "smolvla"
+    with pytest.raises(ValueError, match="looks through .*top.*the environment has"):
+        load_actor_config(saved(DiffusionConfig, input_features=third))
 
 
 STATE_OF_4, STATE_OF_2, STATE_OF_14 = (PolicyFeature(FeatureType.STATE, (n,)) for n in (4, 2, 14))

@@ -129,4 +129,4 @@ def test_every_setting_that_is_named_exists():
     config = GRPOConfig()
     known = {field.name for field in fields(config)}
     known |= {f"reward.{field.name}" for field in fields(config.reward)}
-    assert set(re.findall(r"\balgorithm\.([a-z_]+(?:\.[a-z_]+)?)", README)) <= known
+    assert set(re.findall(r"\balgorithm\.([a-z][a-z0-9_]*(?:\.[a-z_]+)?)", README)) <= known

@@ -37,7 +37,7 @@ def test_a_policy_of_real_size_samples_replays_and_learns_one_chunk_at_a_time(
 
     pi0, float32, `pytest -m full_size -k "[pi0]" -s`, 2-core CPU of 23 GB shared with other work, 2026-11-24:
     1830 M parameters, peak 12.5 GB, ratio deviation 5.6e-6; 340 s of CPU time in 1000 s (built in 264 s, two
-    chunks sampled in 553 s, update in 185 s). pi05 has not been through on it: killed where 13 GB were left.
+    chunks sampled in 553 s, update in 185 s). pi05 has not been run to its end.
     """
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     modeling = reload(modeling_of(policy_type))  # Undoes `builders_pi.shrink`.

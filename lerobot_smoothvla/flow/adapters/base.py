@@ -29,6 +29,7 @@ class PolicyAdapter(ABC):
         parts: The policy's parts ("vision", "vlm"), each with the prefixes of its parameters' names; the
             longest prefix wins, and what matches none is the "expert".
         ratios: The ratio estimators that suit it (`--algorithm.ratio`), the default first.
+        needs_every_camera: Whether the policy cannot act where one of its cameras is missing.
     """
 
     known_versions: ClassVar[str] = "0.6.1"
@@ -36,6 +37,7 @@ class PolicyAdapter(ABC):
     num_steps_field: ClassVar[str] = "num_steps"
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     ratios: ClassVar[tuple[str, ...]]
+    needs_every_camera: ClassVar[bool] = False
 
     def __init__(self, policy: PreTrainedPolicy) -> None:
         """Wrap a policy, which stays as it is.

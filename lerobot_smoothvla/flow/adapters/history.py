@@ -28,6 +28,8 @@ class Conditioning:
 class HistoryAdapter(PolicyAdapter):
     """A policy that sees N control steps and whose chunk begins at the first of them; nothing is padded."""
 
+    needs_every_camera = True
+
     @property
     def chunk_size(self) -> int:
         """H, of which the first N − 1 steps lie in the past."""
