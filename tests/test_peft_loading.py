@@ -63,7 +63,7 @@ def adapted(name: str, base: Path, seed: int = 0) -> Actor:
 
 def train(actor: Actor) -> GRPOAlgorithm:
     """One update on episodes that the policy sampled."""
-    algorithm = GRPOAlgorithm(actor, GRPOConfig(lr=1e-2, minibatch_size=64))
+    algorithm = GRPOAlgorithm(actor, GRPOConfig(lr=1e-3, minibatch_size=64))
     group = sampled_group(actor, algorithm.estimator, n_steps=2)
     assert algorithm.update(iter([[group]])).extra["ratio_deviation"] <= 1e-5
     return algorithm

@@ -121,7 +121,7 @@ class GRPOAlgorithm(RLAlgorithm):
             ValueError: If the policy has no part of a name to freeze, or nothing of it is trainable.
         """
         actor.adapter.freeze(config.freeze)
-        if config.bf16:
+        if config.bf16 and actor.adapter.frozen_in_bf16:
             store_frozen_in_bf16(actor.policy)
         self.actor = replace(actor, execution=config.execution)
         self.config = config

@@ -33,6 +33,7 @@ class Pi05Adapter(FlowAdapter):
         "model.denoise_step": ("prefix_pad_masks", "past_key_values", "x_t", "timestep"),
     }
     num_steps_field = "num_inference_steps"
+    frozen_in_bf16 = False
     parts = {"vlm": (_VLM,), "vision": (f"{_VLM}model.vision_tower.", f"{_VLM}model.multi_modal_projector.")}
 
     @classmethod
