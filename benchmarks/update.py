@@ -7,7 +7,7 @@
 Both sides are `GRPOAlgorithm.update`: loss, backward pass, optimizer step; on the same chunks with the
 exact ratio of all K denoising steps; in the plain loop each step has a prefix of its own. The sides take
 turns on one thread, and the ratio is the median over the pairs. With `--memory` there is one update of ours
-alone, and the process's peak. The last line is one JSON object.
+alone, and the most memory that the process had. The last line is one JSON object.
 """
 
 import argparse
@@ -43,7 +43,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     flag = argparse.BooleanOptionalAction
     parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--num_steps", type=int, default=10, help="K, all of them stochastic")
+    parser.add_argument("--num_steps", type=int, default=10, help="K")
+    parser.add_argument(
+        "--ratio",
+        choices=("flow_sde", "flow_matching"),
+        default="flow_sde",
+        help="of all K steps, or 4 pairs",
+    )
     parser.add_argument("--chunks", type=int, default=16, help="that one update learns from")
     parser.add_argument("--microbatch_size", type=int, default=4)
     parser.add_argument("--pairs", type=int, default=3, help="measurements of each side")
@@ -105,7 +111,7 @@ def make_algorithm(arguments: argparse.Namespace, directory: Path) -> GRPOAlgori
             "train_state_proj": arguments.train_state,
         }
     config = GRPOConfig(
-        ratio="flow_sde",
+        ratio=arguments.ratio,
         stochastic_steps="all",
         noise_last_step=True,
         noise_level=0.2,
