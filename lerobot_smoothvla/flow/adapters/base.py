@@ -29,8 +29,8 @@ class PolicyAdapter(ABC):
         parts: The policy's parts ("vision", "vlm"), each with the prefixes of its parameters' names; the
             longest prefix wins, and what matches none is the "expert".
         ratios: The ratio estimators that suit it (`--algorithm.ratio`), the default first.
-        frozen_in_bf16: Whether frozen weights may be stored in bfloat16 without a difference to the result, as
-            autocast rounds them anyway: not where the policy itself looks at their type.
+        frozen_in_bf16: Whether frozen weights may be stored in bfloat16 without a difference to the result,
+            as autocast rounds them anyway: not where the policy itself looks at their type.
         needs_every_camera: Whether the policy cannot act where one of its cameras is missing.
     """
 
