@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
+from lerobot.configs.default import PeftConfig
 from lerobot.policies import PreTrainedPolicy, get_policy_class, make_pre_post_processors
 
 IMAGE = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
@@ -184,6 +185,15 @@ POLICIES: dict[str, Callable[[Path], PreTrainedPolicy]] = {
     "multi_task_dit-flow": built_by("builders_diffusion", "tiny_multi_task_dit_flow"),
 }
 """Each writes a checkpoint that fits LIBERO into a directory and returns its policy in evaluation mode."""
+
+_WITHOUT_DEFAULT_TARGETS = ("diffusion", "multi_task_dit")
+LORA = {
+    name: PeftConfig(
+        r=4, target_modules="all-linear" if name.split("-")[0] in _WITHOUT_DEFAULT_TARGETS else None
+    )
+    for name in POLICIES
+}
+"""Settings of an adapter for every policy; one without default targets names its own."""
 
 
 def prepare(policy_type: str) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import LIBERO_FEATURES, POLICIES, TINY_SMOOTHVLA, act, save_checkpoint, write_tiny_smolvlm
-from lerobot.configs.default import PeftConfig
+from builders import LIBERO_FEATURES, LORA, POLICIES, TINY_SMOOTHVLA, act, save_checkpoint, write_tiny_smolvlm
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.processor import DataProcessorPipeline
 from stock import act_in_stock_lerobot
@@ -40,7 +39,8 @@ def on_smolvlm(directory: Path) -> Path:
 
 def with_adapter(base: Path, directory: Path) -> Actor:
     """A checkpoint with an adapter that changes what the policy does."""
-    actor = load_actor(load_actor_config(base), PeftConfig(r=4))
+    config = load_actor_config(base)
+    actor = load_actor(config, LORA[config.type])
     with torch.no_grad():
         for name, value in actor.policy.named_parameters():
             if "lora_B" in name:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import LIBERO_FEATURES, POLICIES, TINY_SMOOTHVLA, act, save_checkpoint
+from builders import LIBERO_FEATURES, LORA, POLICIES, TINY_SMOOTHVLA, act, save_checkpoint
 from episodes import sampled_group
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.default import PeftConfig
@@ -26,14 +26,6 @@ from lerobot_smoothvla.grpo.configuration import GRPOConfig, GRPOPipelineConfig
 from lerobot_smoothvla.peft_loading import adapter_of, add_adapter
 from lerobot_smoothvla.rollout.engine import Actor
 
-WITHOUT_DEFAULT_TARGETS = ("diffusion", "multi_task_dit")
-LORA = {
-    name: PeftConfig(
-        r=4, target_modules="all-linear" if name.split("-")[0] in WITHOUT_DEFAULT_TARGETS else None
-    )
-    for name in POLICIES
-}
-"""Settings for every policy; one without default targets names its own."""
 ADAPTER_FILES = {"config.json", "adapter_config.json", "adapter_model.safetensors", "train_config.json"}
 
 

@@ -37,7 +37,7 @@ def test_the_plugin_is_discovered():
 
 def test_parameters_are_counted_by_part(actor: Actor):
     before = measure.parameters_by_part(actor.adapter)
-    assert set(before) == {"expert", "vision", "vlm"}
+    assert set(before) == {"expert", "state", "vision", "vlm"}
     assert sum(total for _, total in before.values()) == sum(p.numel() for p in actor.policy.parameters())
     for name, parameter in actor.policy.named_parameters():
         if type(actor.adapter).part_of(name) == "vision":
