@@ -14,7 +14,7 @@ from lerobot.processor import DataProcessorPipeline
 from lerobot.processor.converters import create_transition, identity_transition
 from torch import Tensor
 
-from lerobot_smoothvla.episode import Episode, Start
+from lerobot_smoothvla.episode import Embodiment, Episode, Start
 from lerobot_smoothvla.jerk_reward import (
     JerkRewardConfig,
     JerkRewardProcessorStep,
@@ -87,6 +87,24 @@ def inputs(positions: Tensor, flags: Tensor) -> dict:
 
 
 # What it pays
+
+
+def test_the_thresholds_are_the_embodiments_unless_they_are_set():
+    pixels = replace(episode(reach(length=40.0), True), embodiment=Embodiment("px", 10.0, min_extent=50.0))
+    assert score(pixels, step()).smoothness == 0.0
+    assert score(pixels, step(min_extent=30.0)).smoothness > 0.0
+    assert score(replace(pixels, embodiment=Embodiment("px", 10.0, min_extent=30.0)), step()).smoothness > 0.0
+
+    by_embodiment = score(pixels, step()).terms["moving_share"]
+    assert by_embodiment == measure(pixels.positions, DT, pixels.executed, 10.0)["moving_share"]
+    assert score(pixels, step(moving_speed=0.01)).terms["moving_share"] > by_embodiment
+
+
+def test_the_reference_is_measured_by_the_embodiments_threshold():
+    slow = replace(episode(shaky_reach(), True), embodiment=Embodiment(moving_speed=0.2))
+    expected = measure(slow.positions, DT, slow.executed, 0.2)["jerk_rms"]
+    assert reference_medians([slow], JerkRewardConfig())["libero_object/0"] == expected
+    assert expected != measure(slow.positions, DT, slow.executed)["jerk_rms"]
 
 
 def test_smoothness_is_one_half_at_the_reference():

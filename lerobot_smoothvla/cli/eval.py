@@ -35,10 +35,10 @@ class EvalCommandConfig:
 def run(config: EvalCommandConfig) -> None:
     """Evaluate one policy, or two on the same starts, and write the result."""
     starts = evaluation_starts(config.env, config.eval)
+    require_usable(config.env, selected_tasks(config.env))
     configs = {name: actor_config_from_cli(name, config.env) for name in ("compare", "policy")}
     if configs["policy"] is None:
         raise ValueError("There is nothing to evaluate: pass --policy.path=CHECKPOINT.")
-    require_usable(config.env, selected_tasks(config.env))
     report.prepare_output_dir(config.output_dir)
     paths = {name: str(checkpoint.pretrained_path) for name, checkpoint in configs.items() if checkpoint}
     actors = {name: load_actor(checkpoint) for name, checkpoint in configs.items() if checkpoint}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
-from lerobot.envs.configs import PushtEnv
+from lerobot.envs.configs import MetaworldEnv, PushtEnv
 
 from lerobot_smoothvla.demos.record import SUMMARY, DemosConfig, DemosDatasetConfig, attempts, record
 from lerobot_smoothvla.episode import Start
@@ -175,6 +175,19 @@ def test_attempts_take_the_init_states_in_turn_then_the_next_seed_and_spread_the
     ]
     assert [a.noisy for a in planned[:5]] == [False, False, True, False, True]
     assert [a.directory.name for a in planned] == sorted(a.directory.name for a in planned)
+
+
+def test_metaworlds_attempts_differ_in_their_seeds_which_no_evaluation_takes():
+    config = DemosConfig(env=MetaworldEnv(task="reach-v3,push-v3"), episodes_per_task=2, seed=7)
+    starts = [attempt.start for attempt in attempts(config, Path("episodes"))]
+    seeds = [2**31 + 7, 2**31 + 8]
+    assert starts == [Start(task, 0, 0, seed) for task in ("push-v3", "reach-v3") for seed in seeds]
+
+
+def test_a_speed_that_metaworlds_experts_do_not_have_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`speed` is a setting of LIBERO's expert, got 0.5"):
+        record(a_config(tmp_path / "dataset", env=MetaworldEnv(task="reach-v3"), speed=0.5))
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

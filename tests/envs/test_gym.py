@@ -186,6 +186,30 @@ def test_the_horizon_ends_an_episode_that_stays_over() -> None:
         env.step_chunk(np.zeros((1, 1), np.float32))
 
 
+def test_metaworlds_expert_reads_what_its_environment_returned(monkeypatch) -> None:
+    env = chunked_env(MetaworldEnv(), "push-v3", 0)
+    simulator, returned = env.simulator._env, []
+    for name in ("reset", "step"):
+        method = getattr(simulator, name)
+
+        def recording(*args: Any, method: Any = method, **kwargs: Any) -> Any:
+            answer = method(*args, **kwargs)
+            returned.append(answer[0])
+            return answer
+
+        monkeypatch.setattr(simulator, name, recording)
+    for seed in (1, 2):  # The second after an episode whose last state is still there.
+        env.reset_to(Start("push-v3", 0, 0, seed))
+        expert = MetaworldExpert(env)
+        for _ in range(3):
+            expected = np.clip(env.simulator.expert_policy.get_action(returned[-1]), -1, 1)
+            action = expert.act()
+            np.testing.assert_array_equal(action, expected)
+            assert 0 < expert.pace <= 1
+            env._advance(action.astype(np.float32), render=False)
+    env.close()
+
+
 def test_environments_of_one_process_see_their_own_scenes() -> None:
     """Gymnasium's own renderer draws in, and frees, the context of the environment that was built last."""
     config, first, second = MetaworldEnv(), Start("reach-v3", 0, 0, 1), Start("push-v3", 0, 0, 1)
