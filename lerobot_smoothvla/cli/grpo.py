@@ -34,13 +34,8 @@ def run(config: GRPOPipelineConfig) -> None:
         if config.policy is not None:
             checkpoint.decide_push(config.policy, overrides)
     config.validate()
-<<<<<<< HEAD
-    require_usable(config.env, tasks)
     actor = load_actor(config.policy, config.peft, config.seed or 0)
     algorithm = GRPOAlgorithm(actor, config.algorithm)
-=======
-    algorithm = GRPOAlgorithm(load_actor(config.policy), config.algorithm)
->>>>>>> 3279b76 (GRPO, evaluation and processes in PushT and ALOHA; an unusable environment is refused before the policy is read)
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0
     with closing(make_engine(config.env, algorithm.actor, config.n_workers)) as engine:
         saved = GRPOTrainer(config, algorithm, engine, tasks, iteration).train()
