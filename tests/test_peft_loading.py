@@ -121,6 +121,8 @@ def test_a_checkpoint_acts_the_same_in_stock_lerobot(
     name: str, saved: Path, trained: GRPOAlgorithm, tmp_path: Path
 ):
     """In a process that does not load this package, but for its own type."""
+    if name not in ("smoothvla", "smolvla", "pi0", "diffusion"):
+        pytest.skip("LeRobot loads every type's adapter the same way; `test_adapters` has the types.")
     if name == "smoothvla":
         config = PreTrainedConfig.from_pretrained(saved)
         config.pretrained_path = saved

@@ -152,6 +152,8 @@ def test_an_updated_policy_is_saved_as_what_it_was_and_acts_the_same_in_stock_le
     """In a process that does not load this package."""
     if name == "smoothvla":
         pytest.skip("The type is this package's own.")
+    if "-" in name:
+        pytest.skip("It is saved and loaded as the other variant of its type, which is tested.")
     before = {key: value.clone() for key, value in actor.policy.state_dict().items()}
     algorithm = GRPOAlgorithm(actor, GRPOConfig(**settings[0], lr=1e-3))
     algorithm.update(iter([[sampled_group(actor, algorithm.estimator, n_steps=2)]]))

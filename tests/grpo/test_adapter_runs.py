@@ -13,6 +13,7 @@ TYPES = ("smolvla", "pi0", "pi05", "diffusion-ddim", "multi_task_dit")
 SHORT = (*RUN, "--wandb.enable=false", "--algorithm.lr=1e-3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TYPES)
 def test_killed_and_resumed_it_learns_in_both_updates_and_stays_of_its_type(name: str, tmp_path: Path):
     policy_type = name.split("-")[0]
