@@ -17,7 +17,7 @@ from lerobot_smoothvla.doctor import checks, measure
 from lerobot_smoothvla.doctor.checks import Check
 from lerobot_smoothvla.envs.adapters import prepare_env
 from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
-from lerobot_smoothvla.envs.tasks import require_init_states, selected_tasks
+from lerobot_smoothvla.envs.tasks import has_init_states, require_init_states, selected_tasks
 from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.flow.adapters import adapter_class
 from lerobot_smoothvla.flow.sampling import DeployedSampler
@@ -102,7 +102,7 @@ def _starts(config: DoctorConfig) -> list[Start]:
     tasks = selected_tasks(config.env)
     require_init_states(config.env, tasks, config.algorithm.init_states)
     few = replace(config.algorithm, n_groups=config.doctor.n_starts)
-    return sample_starts(tasks, few, config.seed or 0, iteration=0)
+    return sample_starts(tasks, few, config.seed or 0, 0, has_init_states(config.env))
 
 
 def _examine(config: DoctorConfig, simulator: list[Check], starts: list[Start] | None) -> Iterator[Check]:
