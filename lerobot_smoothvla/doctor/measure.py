@@ -3,6 +3,7 @@
 Dims: N chunks, H steps a chunk, R ratio terms a chunk. Units: s, bytes.
 """
 
+import ctypes
 import importlib.metadata
 import math
 import multiprocessing
@@ -243,13 +244,15 @@ class _PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_reserved(device)
         else:
+            # What was freed but is still resident would be used again, and not be seen.
+            ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # The peak is the present from here on.
-            self._before = resident_bytes("self")
+            self._before = resident_bytes("self", peak=True)
 
     def grown(self) -> int:
         """Bytes."""
         peak = torch.cuda.max_memory_reserved() if self._cuda else resident_bytes("self", peak=True)
-        return peak - self._before
+        return max(peak - self._before, 0)  # The kernel's counters are batched, so off by some pages.
 
 
 def resident_bytes(pid: int | str, peak: bool = False) -> int:
