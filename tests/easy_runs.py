@@ -1,14 +1,19 @@
 """GRPO runs by the real command on real LIBERO, with a task that a random policy solves now and then."""
 
+import atexit
 import json
+import multiprocessing as mp
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from builders import prepare
 
 ENV = ("--env.type=libero", "--env.task=libero_object", "--env.task_ids=[0]", "--env.episode_length=16")
 ENV += ("--env.observation_height=64", "--env.observation_width=64")
@@ -16,67 +21,101 @@ RUN = (*ENV, "--steps=2", "--save_freq=1", "--n_workers=0", "--seed=3", "--algor
 RUN += ("--algorithm.group_size=4", "--algorithm.minibatch_size=4", "--algorithm.lr=1e-4")
 RUN += ("--wandb.enable=true", "--wandb.mode=offline", "--wandb.disable_artifact=true")
 
-# A policy with random weights never picks anything up, so that nothing would be learned and a kill could not
-# be told from an uninterrupted run. Therefore a task that it does solve now and then: to move the gripper by
-# 12 cm. All else is the real command on the real simulator.
-SMOOTHVLA_WITH_AN_EASY_TASK = """
-import os
-import sys
-from builders import prepare
-from lerobot_smoothvla.envs.assets import prepare_libero
-prepare_libero(allow_download=False)
-from lerobot.envs.libero import LiberoEnv
-from lerobot_smoothvla.cli.main import main
-from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv
-
-reset_to = ChunkedLiberoEnv.reset_to
-
-def reset_and_look(env, start):
-    observation = reset_to(env, start)
-    env.home = env.position
-    return observation
-
-def step(env, action):
-    observation, reward, _, truncated, info = LiberoEnv.step(env, action)
-    return observation, reward, bool(((env.position - env.home) ** 2).sum() > 0.12**2), truncated, info
-
-ChunkedLiberoEnv.reset_to, ChunkedLiberoEnv.step = reset_and_look, step
-prepare(os.environ["POLICY_TYPE"])
-sys.exit(main())
-"""
+# A process a run, forked from one that has imported what takes 20 s and has started nothing.
+FORKING = mp.get_context("forkserver")
+FORKING.set_forkserver_preload(["lerobot_smoothvla.cli.grpo", "lerobot.envs.libero", "wandb", "peft"])
 
 
-def start_run(output: Path, *arguments: str, policy_type: str = "smoothvla") -> subprocess.Popen[str]:
-    tests = str(Path(__file__).parent)
-    path = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(
-        [sys.executable, "-c", SMOOTHVLA_WITH_AN_EASY_TASK, "grpo", f"--output_dir={output}", *arguments],
-        env={**os.environ, "WANDB_DIR": str(output), "PYTHONPATH": path, "POLICY_TYPE": policy_type},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@dataclass(frozen=True)
+class Run:
+    """The command in a process of its own, and the file that keeps what it says."""
+
+    process: mp.process.BaseProcess
+    log: Path
 
 
-def finish(run: subprocess.Popen[str]) -> None:
-    said, _ = run.communicate(timeout=500)
-    assert run.returncode == 0, said
+def start_run(output: Path, *arguments: str, policy_type: str = "smoothvla") -> Run:
+    log = output.with_suffix(".log")
+    environment = {**os.environ, "WANDB_DIR": str(output)}
+    command = ("smoothvla", "grpo", f"--output_dir={output}", *arguments)
+    process = FORKING.Process(target=_smoothvla, args=(command, environment, log, policy_type), daemon=True)
+    process.start()
+    return Run(process, log)
+
+
+def finish(run: Run) -> None:
+    run.process.join(timeout=500)
+    assert run.process.exitcode == 0, run.log.read_text()
 
 
 def log_of(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-def kill_after(run: subprocess.Popen[str], output: Path, iterations: int) -> None:
+def kill_after(run: Run, output: Path, iterations: int) -> None:
     """Kill it as soon as it has a checkpoint of so many iterations, before it has another one."""
-    while not (output / f"checkpoints/{iterations:06d}").exists() and run.poll() is None:
+    while not (output / f"checkpoints/{iterations:06d}").exists() and run.process.is_alive():
         time.sleep(0.05)
-    run.send_signal(signal.SIGKILL)
-    run.communicate()
-    assert run.returncode == -signal.SIGKILL
+    run.process.kill()
+    run.process.join()
+    assert run.process.exitcode == -signal.SIGKILL, run.log.read_text()
     assert not (output / f"checkpoints/{iterations + 1:06d}").exists()
+
+
+def evaluate_in_stock_lerobot(run: Path, output: Path) -> str:
+    """What `lerobot-eval` writes about the run's last policy; not forked: it finds the plugin by itself."""
+    command = [str(Path(sys.executable).parent / "lerobot-eval"), *ENV, f"--output_dir={output}"]
+    command += [f"--policy.path={run / 'checkpoints/last/pretrained_model'}"]
+    command += ["--eval.n_episodes=1", "--eval.batch_size=1"]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr
+    return (output / "eval_info.json").read_text()
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(first[key].equal(second[key]) for key in first)
+
+
+def _smoothvla(command: tuple[str, ...], environment: dict[str, str], log: Path, policy_type: str) -> None:
+    """What the forked process does: the command, with an easy task.
+
+    A policy with random weights never picks anything up, so that nothing would be learned and a kill could
+    not be told from an uninterrupted run. Therefore a task that it does solve now and then: to move the
+    gripper by 12 cm. All else is the real command on the real simulator.
+    """
+    with log.open("a") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.environ.update(environment)
+    sys.argv = list(command)
+    # As in a process that was not forked, no two runs begin with the same ones. (`random` sees to it itself.)
+    np.random.seed()
+    torch.seed()
+    _make_the_task_easy()
+    prepare(policy_type)
+    from lerobot_smoothvla.cli.main import main
+
+    try:
+        sys.exit(main())
+    finally:
+        atexit._run_exitfuncs()  # Such a process leaves them out, and W&B writes its last there.
+
+
+def _make_the_task_easy() -> None:
+    """In this process."""
+    from lerobot.envs.libero import LiberoEnv
+
+    from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv
+
+    reset_to = ChunkedLiberoEnv.reset_to
+
+    def reset_and_look(env, start):
+        observation = reset_to(env, start)
+        env.home = env.position
+        return observation
+
+    def step(env, action):
+        observation, reward, _, truncated, info = LiberoEnv.step(env, action)
+        return observation, reward, bool(((env.position - env.home) ** 2).sum() > 0.12**2), truncated, info
+
+    ChunkedLiberoEnv.reset_to, ChunkedLiberoEnv.step = reset_and_look, step

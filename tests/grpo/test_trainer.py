@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from builders import TINY_SMOOTHVLA, save_checkpoint
-from easy_runs import ENV, RUN, finish, kill_after, log_of, same, start_run
+from easy_runs import RUN, evaluate_in_stock_lerobot, finish, kill_after, log_of, same, start_run
 from lerobot.configs import PreTrainedConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.policies import make_policy
@@ -19,12 +17,10 @@ from safetensors.torch import load_file
 
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 from lerobot_smoothvla.cli.main import main
-from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.grpo.trainer import iteration_metrics, sample_starts
 
-BIN = Path(sys.executable).parent
 METRICS = {
     "iteration",
     "success_rate",
@@ -45,19 +41,8 @@ def weights_of(output: Path, checkpoint: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def warm_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy with random weights."""
-    path = tmp_path_factory.mktemp("warm_start")
-    save_checkpoint(path, SmoothVLAConfig(**TINY_SMOOTHVLA, repo_id="me/warm-start"))
-    return path
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(warm_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output directory of a run of two iterations."""
-    output = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    finish(start_run(output, f"--policy.path={warm_start}", *RUN))
-    return output
+def settings() -> tuple[str, ...]:
+    return RUN
 
 
 # --- real runs
@@ -116,19 +101,7 @@ def test_it_is_logged_to_wandb(uninterrupted):
 
 
 def test_stock_lerobot_eval_runs_the_checkpoint(uninterrupted, tmp_path):
-    checkpoint = uninterrupted / "checkpoints/last/pretrained_model"
-    result = subprocess.run(
-        [
-            *(str(BIN / "lerobot-eval"), f"--policy.path={checkpoint}", *ENV, "--eval.n_episodes=1"),
-            *("--eval.batch_size=1", f"--output_dir={tmp_path / 'eval'}"),
-        ],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "pc_success" in (tmp_path / "eval/eval_info.json").read_text()
+    assert "pc_success" in evaluate_in_stock_lerobot(uninterrupted, tmp_path / "eval")
 
 
 def test_the_checkpoint_loads_in_lerobot_and_here(uninterrupted):
