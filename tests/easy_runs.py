@@ -34,11 +34,20 @@ class Run:
     log: Path
 
 
-def start_run(output: Path, *arguments: str, policy_type: str = "smoothvla") -> Run:
+def start_run(output: Path, *arguments: str, policy_type: str = "smoothvla", distance: float = 0.12) -> Run:
+    """Start the command.
+
+    Args:
+        output: Its output directory.
+        arguments: Its other flags.
+        policy_type: Of the policy.
+        distance: That the gripper has to move by, m.
+    """
     log = output.with_suffix(".log")
     environment = {**os.environ, "WANDB_DIR": str(output)}
     command = ("smoothvla", "grpo", f"--output_dir={output}", *arguments)
-    process = FORKING.Process(target=_smoothvla, args=(command, environment, log, policy_type), daemon=True)
+    task = (command, environment, log, policy_type, distance)
+    process = FORKING.Process(target=_smoothvla, args=task, daemon=True)
     process.start()
     return Run(process, log)
 
@@ -76,12 +85,14 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(first[key].equal(second[key]) for key in first)
 
 
-def _smoothvla(command: tuple[str, ...], environment: dict[str, str], log: Path, policy_type: str) -> None:
+def _smoothvla(
+    command: tuple[str, ...], environment: dict[str, str], log: Path, policy_type: str, distance: float
+) -> None:
     """What the forked process does: the command, with an easy task.
 
     A policy with random weights never picks anything up, so that nothing would be learned and a kill could
     not be told from an uninterrupted run. Therefore a task that it does solve now and then: to move the
-    gripper by 12 cm. All else is the real command on the real simulator.
+    gripper. All else is the real command on the real simulator.
     """
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
@@ -91,7 +102,7 @@ def _smoothvla(command: tuple[str, ...], environment: dict[str, str], log: Path,
     # As in a process that was not forked, no two runs begin with the same ones. (`random` sees to it itself.)
     np.random.seed()
     torch.seed()
-    _make_the_task_easy()
+    _set_an_easy_task(distance)
     prepare(policy_type)
     from lerobot_smoothvla.cli.main import main
 
@@ -101,7 +112,7 @@ def _smoothvla(command: tuple[str, ...], environment: dict[str, str], log: Path,
         atexit._run_exitfuncs()  # Such a process leaves them out, and W&B writes its last there.
 
 
-def _make_the_task_easy() -> None:
+def _set_an_easy_task(distance: float) -> None:
     """In this process."""
     from lerobot.envs.libero import LiberoEnv
 
@@ -116,6 +127,7 @@ def _make_the_task_easy() -> None:
 
     def step(env, action):
         observation, reward, _, truncated, info = LiberoEnv.step(env, action)
-        return observation, reward, bool(((env.position - env.home) ** 2).sum() > 0.12**2), truncated, info
+        solved = bool(np.linalg.norm(env.position - env.home) > distance)
+        return observation, reward, solved, truncated, info
 
     ChunkedLiberoEnv.reset_to, ChunkedLiberoEnv.step = reset_and_look, step
