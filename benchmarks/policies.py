@@ -12,7 +12,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from builders import byte_tokenizer, random_observation  # noqa: E402, F401
+from builders import random_observation, write_smolvlm  # noqa: E402, F401
 from episodes import sampled_group  # noqa: E402, F401
 
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig  # noqa: E402
@@ -30,6 +30,27 @@ FEATURES: dict[str, Any] = {
 }
 """LIBERO's, with two cameras of 256 px."""
 SIZES = ("tiny", "450m")
+SMOLVLM_500M: dict[str, Any] = {
+    "text": {
+        "vocab_size": 49280,
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+        "head_dim": 64,
+    },
+    "vision": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 512,
+        "patch_size": 16,
+    },
+    "scale_factor": 4,
+}
+"""Of SmolVLM2-500M."""
 
 
 def make_actor(size: str, directory: Path, **settings: Any) -> Actor:
@@ -46,49 +67,7 @@ def make_actor(size: str, directory: Path, **settings: Any) -> Actor:
         preset = yaml.safe_load((ROOT / "configs" / "policy" / "smoothvla_tiny.yaml").read_text())
         config = SmoothVLAConfig(**{k: v for k, v in preset.items() if k != "type"} | FEATURES | settings)
     else:
-        backbone = str(write_smolvlm_500m(directory))
+        backbone = str(write_smolvlm(directory, **SMOLVLM_500M, weights=False))
         config = SmolVLAConfig(**{"vlm_model_name": backbone, "n_action_steps": 8} | FEATURES | settings)
     policy = get_policy_class(config.type)(config)
     return Actor(policy.eval(), *make_pre_post_processors(config))
-
-
-def write_smolvlm_500m(directory: Path) -> Path:
-    """Write config and processor of a model of SmolVLM2-500M's shape, with a tokenizer of bytes."""
-    from transformers import (
-        LlamaConfig,
-        SmolVLMConfig,
-        SmolVLMImageProcessor,
-        SmolVLMProcessor,
-        SmolVLMVideoProcessor,
-    )
-    from transformers.models.smolvlm import SmolVLMVisionConfig
-
-    tokenizer = byte_tokenizer()
-    text = LlamaConfig(
-        vocab_size=49280,
-        hidden_size=960,
-        intermediate_size=2560,
-        num_hidden_layers=32,
-        num_attention_heads=15,
-        num_key_value_heads=5,
-        head_dim=64,
-        pad_token_id=0,
-    )
-    vision = SmolVLMVisionConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        image_size=512,
-        patch_size=16,
-    )
-    config = SmolVLMConfig(
-        text_config=text,
-        vision_config=vision,
-        scale_factor=4,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        pad_token_id=0,
-    )
-    config.save_pretrained(directory)
-    SmolVLMProcessor(SmolVLMImageProcessor(), tokenizer, SmolVLMVideoProcessor()).save_pretrained(directory)
-    return directory

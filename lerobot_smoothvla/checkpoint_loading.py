@@ -132,30 +132,32 @@ def load_policy(config: PreTrainedConfig) -> PreTrainedPolicy:
     """
     path = str(config.pretrained_path)
     if not config.use_peft:
-        return _load_weights(config, path)
+        return _load_weights(config, path, _require_file(path, _WEIGHTS))
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         _require_file(path, file)
     adapter = read_adapter(path)
     base = adapter.base_model_name_or_path
     try:
-        _require_file(base, _WEIGHTS, adapter.revision)
+        weights = _require_file(base, _WEIGHTS, adapter.revision)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"The adapter '{path}' was trained on '{base}' (`base_model_name_or_path` in its "
             f"{ADAPTER_CONFIG}), which is no directory with weights and no such model on the Hub: "
             f"{error} Bring it back there, or write into that file where it is now."
         ) from error
-    policy = _load_weights(config, base, adapter.revision)
+    policy = _load_weights(config, base, weights, adapter.revision)
     try:
         return load_adapter(policy, path, adapter)
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"The adapter '{path}' does not fit its base '{base}': {error}") from error
 
 
-def _load_weights(config: PreTrainedConfig, path: str, revision: str | None = None) -> PreTrainedPolicy:
+def _load_weights(
+    config: PreTrainedConfig, path: str, weights: Path, revision: str | None = None
+) -> PreTrainedPolicy:
     policy_class = get_policy_class(config.type)
     try:
-        with safe_open(_require_file(path, _WEIGHTS, revision), framework="pt"):
+        with safe_open(weights, framework="pt"):
             pass  # Broken files too are only printed by pi0 and pi05.
         with _load_errors_raised(policy_class):
             return policy_class.from_pretrained(path, config=config, revision=revision)

@@ -5,8 +5,10 @@ all else on to it. `peft` is an extra and imported where it is needed.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +38,7 @@ def add_adapter(policy: PreTrainedPolicy, settings: PeftConfig, seed: int) -> An
     _require_peft()
     given = {key: value for key, value in asdict(settings).items() if value is not None}
     try:
+        _require_modules(policy, settings.full_training_modules or [])
         with seeded_context(seed):
             wrapped: Any = policy.wrap_with_peft(peft_cli_overrides=given)
     except (ValueError, TypeError, KeyError, re.error) as error:
@@ -96,6 +99,17 @@ def adapter_of(policy: Any) -> Any:
 def with_structure(policy: PreTrainedPolicy, adapter: Any) -> Any:
     """A policy that takes the weights of one wrapped with `adapter`; as it is for None."""
     return policy if adapter is None else _require_peft().PeftModel(policy, adapter)
+
+
+def _require_modules(policy: PreTrainedPolicy, ends: Sequence[str]) -> None:
+    """Reject ends of module names that are none of the policy's: PEFT leaves them out without a word."""
+    names = sorted((name for name, _ in policy.named_modules()), key=lambda name: name.count("."))
+    if missing := [end for end in ends if not any(name.endswith(end) for name in names)]:
+        known = dict.fromkeys(name.rpartition(".")[2] for name in names if name)
+        raise ValueError(
+            f"`full_training_modules` should be ends of module names, and none ends in {', '.join(missing)}; "
+            f"there are {shorten(', '.join(known), 400)}"
+        )
 
 
 def _absolute(base: str) -> str:

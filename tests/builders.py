@@ -1,5 +1,6 @@
 """Small policies with random weights that several test modules build; needs LeRobot, not this package."""
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +41,22 @@ TINY_SMOOTHVLA: dict[str, Any] = {
     **LIBERO_FEATURES,
 }
 """Settings of a `SmoothVLAConfig` that fits LIBERO."""
+TINY_TEXT: dict[str, Any] = {
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+TINY_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 64,
+    "patch_size": 16,
+}
 
 
 def save_checkpoint(
@@ -91,8 +108,22 @@ def byte_tokenizer() -> Any:
     )
 
 
-def write_tiny_smolvlm(directory: Path) -> Path:
-    """Write a random SmolVLM (0.1 M parameters), its processor and a byte tokenizer into `directory`."""
+def write_smolvlm(
+    directory: Path,
+    text: dict[str, Any] = TINY_TEXT,
+    vision: dict[str, Any] = TINY_VISION,
+    scale_factor: int = 2,
+    weights: bool = True,
+) -> Path:
+    """Write a SmolVLM of these sizes, its processor and a byte tokenizer.
+
+    Args:
+        directory: Where to.
+        text: Settings of its `LlamaConfig`.
+        vision: Settings of its `SmolVLMVisionConfig`.
+        scale_factor: Of its pixel shuffle.
+        weights: Random ones (0.1 M parameters in the smallest size); False writes the config alone.
+    """
     from transformers import (
         LlamaConfig,
         SmolVLMConfig,
@@ -104,32 +135,14 @@ def write_tiny_smolvlm(directory: Path) -> Path:
     from transformers.models.smolvlm import SmolVLMVisionConfig
 
     tokenizer = byte_tokenizer()
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        head_dim=16,
-        pad_token_id=0,
-    )
-    vision = SmolVLMVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=64,
-        patch_size=16,
-    )
     config = SmolVLMConfig(
-        text_config=text,
-        vision_config=vision,
-        scale_factor=2,
+        text_config=LlamaConfig(**{"vocab_size": len(tokenizer), "pad_token_id": 0, **text}),
+        vision_config=SmolVLMVisionConfig(**vision),
+        scale_factor=scale_factor,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=0,
     )
-    SmolVLMForConditionalGeneration(config).save_pretrained(directory)
+    (SmolVLMForConditionalGeneration(config) if weights else config).save_pretrained(directory)
     SmolVLMProcessor(SmolVLMImageProcessor(), tokenizer, SmolVLMVideoProcessor()).save_pretrained(directory)
     return directory
 
@@ -147,7 +160,7 @@ def tiny_smolvla(directory: Path) -> PreTrainedPolicy:
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
     config = SmolVLAConfig(
-        vlm_model_name=str(write_tiny_smolvlm(directory / "smolvlm")),
+        vlm_model_name=str(write_smolvlm(directory / "smolvlm")),
         load_vlm_weights=False,
         train_expert_only=False,
         freeze_vision_encoder=False,
@@ -185,6 +198,38 @@ POLICIES: dict[str, Callable[[Path], PreTrainedPolicy]] = {
     "multi_task_dit-flow": built_by("builders_diffusion", "tiny_multi_task_dit_flow"),
 }
 """Each writes a checkpoint that fits LIBERO into a directory and returns its policy in evaluation mode."""
+
+TOLERANCE = {"multi_task_dit-flow": 2e-6}
+"""Largest difference of an adapter's noise-free chunk to the policy's own on the CPU, where it is not 0.
+
+The times of multi_task_dit are rounded from the other end: its actions are of order 2, so this is a last bit.
+"""
+
+_PI_IDLE = (
+    # No token is ever predicted; LeRobot keeps both heads apart from the embedding.
+    "paligemma.lm_head.weight",
+    "gemma_expert.lm_head.weight",
+    # The prefix's last hidden state leads nowhere: the expert reads keys and values only.
+    "language_model.layers.1.self_attn.q_proj.weight",
+    "language_model.layers.1.self_attn.o_proj.weight",
+    "language_model.layers.1.mlp.gate_proj.weight",
+    "language_model.layers.1.mlp.up_proj.weight",
+    "language_model.layers.1.mlp.down_proj.weight",
+    "language_model.layers.1.post_attention_layernorm.weight",
+    "language_model.norm.weight",
+)
+# CLIP's last normalisation is of its pooled output, and the policy reads the class token before it.
+_CLIP_IDLE = ("post_layernorm.weight", "post_layernorm.bias")
+WITHOUT_GRADIENT: dict[str, tuple[str, ...]] = {
+    "pi0": _PI_IDLE,
+    "pi05": _PI_IDLE,
+    "multi_task_dit": _CLIP_IDLE,
+    "multi_task_dit-flow": _CLIP_IDLE,
+}
+"""Trainable tensors that no loss reaches, by the end of their names, where there are any."""
+
+for _module in os.environ.get("POLICY_BUILDERS", "").split():
+    import_module(_module)  # Adds policies of another package to these; see docs/writing-an-adapter.md.
 
 _WITHOUT_DEFAULT_TARGETS = ("diffusion", "multi_task_dit")
 LORA = {

@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from builders import write_tiny_smolvlm
+import torch
 
 from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
 
@@ -13,10 +14,11 @@ TASKS = ("pick up the red cube", "pick up the blue cube")
 
 
 def pytest_configure() -> None:
-    """Runs before any test module is imported: LIBERO and the Hub's client read the environment on import."""
+    """Runs before LeRobot is imported: LIBERO and the Hub's client read the environment on import."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     prepare_libero(allow_download=False)
     require_gl()
+    torch.set_num_threads(1)  # Small networks are slower on several.
 
 
 @pytest.fixture(scope="session")
@@ -58,4 +60,24 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory with a random SmolVLM (0.1 M parameters), its processor and a byte tokenizer."""
-    return write_tiny_smolvlm(tmp_path_factory.mktemp("backbones") / "smolvlm")
+    from builders import write_smolvlm
+
+    return write_smolvlm(tmp_path_factory.mktemp("backbones") / "smolvlm")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the small policy `name`, a key of `POLICIES` that the test module has a fixture for."""
+    from builders import POLICIES
+
+    path = tmp_path_factory.mktemp(name)
+    POLICIES[name](path)
+    return path
+
+
+@pytest.fixture
+def actor(checkpoint: Path) -> Any:
+    """Of that policy, new for every test."""
+    from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
+
+    return load_actor(load_actor_config(checkpoint))

@@ -13,7 +13,9 @@ from lerobot_smoothvla.rollout.engine import Actor
 INSTRUCTION = "pick up the milk"
 
 
-def sampled_episode(actor: Actor, estimator: Any, seed: int, executed: Sequence[int]) -> Episode:
+def sampled_episode(
+    actor: Actor, estimator: Any, seed: int, executed: Sequence[int], instruction: str = INSTRUCTION
+) -> Episode:
     """An episode of one policy call for each entry of `executed`, the steps run of its chunk."""
     generator = torch.Generator().manual_seed(seed)
     observations = random_observation(actor.policy.config, len(executed), seed)
@@ -21,12 +23,12 @@ def sampled_episode(actor: Actor, estimator: Any, seed: int, executed: Sequence[
     for call, n_steps in enumerate(executed):
         one = {key: value[call : call + 1] for key, value in observations.items()}
         with torch.no_grad():
-            context = actor.adapter.encode(actor.model_input(one, [INSTRUCTION]))
+            context = actor.adapter.encode(actor.model_input(one, [instruction]))
             samples.append(estimator.sample(actor.adapter, context, generator))
         actions.append(actor.env_actions(samples[-1].actions)[0, :n_steps])
     return Episode(
         start=Start("libero_object", 0, 0, 0),
-        instruction=INSTRUCTION,
+        instruction=instruction,
         observations=observations,
         record={key: torch.cat([sample.record[key] for sample in samples]) for key in samples[0].record},
         chunks=torch.cat([sample.actions for sample in samples]),
@@ -46,6 +48,7 @@ def sampled_group(
     n_steps: int = 8,
     seed: int = 0,
     lengths: Sequence[Sequence[int]] | None = None,
+    instruction: str = INSTRUCTION,
 ) -> Group:
     """Episodes with given outcomes, which take turns in their lengths.
 
@@ -56,11 +59,13 @@ def sampled_group(
         n_steps: The most that run of a chunk.
         seed: Of noise and observations.
         lengths: Steps run of each chunk of an episode; of different lengths where left out.
+        instruction: Of all episodes.
     """
     lengths = lengths or ([n_steps, n_steps], [n_steps, n_steps - 1], [n_steps // 2], [n_steps, n_steps, 2])
     scored = []
     for index, solved in enumerate(success):
-        episode = sampled_episode(actor, estimator, 100 * seed + index, lengths[index % len(lengths)])
+        executed = lengths[index % len(lengths)]
+        episode = sampled_episode(actor, estimator, 100 * seed + index, executed, instruction)
         smoothness = 0.2 + 0.1 * index
         total = solved * (1 + 0.5 * smoothness)
         scored.append(ScoredEpisode(replace(episode, success=bool(solved)), float(solved), smoothness, total))

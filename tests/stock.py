@@ -25,7 +25,8 @@ if config.use_peft:
 else:
     policy = get_policy_class(config.type).from_pretrained(path)
 result = act(policy, *make_pre_post_processors(config, pretrained_path=path))
-assert not any(name.startswith("lerobot_smoothvla") for name in sys.modules)
+if config.__module__.startswith("lerobot."):  # Another package's policy may load this one itself.
+    assert not any(name.startswith("lerobot_smoothvla") for name in sys.modules)
 torch.save(result, action)
 """
 
@@ -38,9 +39,10 @@ def act_in_stock_lerobot(checkpoint: Path, scratch: Path) -> torch.Tensor:
         scratch: A directory to work in.
     """
     action = scratch / "action.pt"
+    path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     subprocess.run(
         [sys.executable, "-c", ACT, str(checkpoint.resolve()), str(action.resolve())],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
         cwd=scratch,
         check=True,
         timeout=300,

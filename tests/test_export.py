@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import LIBERO_FEATURES, LORA, POLICIES, TINY_SMOOTHVLA, act, save_checkpoint, write_tiny_smolvlm
+from builders import LIBERO_FEATURES, LORA, POLICIES, TINY_SMOOTHVLA, act, save_checkpoint, write_smolvlm
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.processor import DataProcessorPipeline
 from stock import act_in_stock_lerobot
@@ -31,7 +31,7 @@ def smoothvla(monkeypatch: pytest.MonkeyPatch, path: Path, output: Path, *argume
 
 def on_smolvlm(directory: Path) -> Path:
     """A `smoothvla` checkpoint on a random SmolVLM."""
-    backbone = write_tiny_smolvlm(directory / "smolvlm")
+    backbone = write_smolvlm(directory / "smolvlm")
     settings = {**TINY_SMOOTHVLA, "vlm_model_name": str(backbone), "noise_level": 0.4, "num_steps": 3}
     save_checkpoint(directory / "checkpoint", SmoothVLAConfig(**settings), STATS)
     return directory / "checkpoint"

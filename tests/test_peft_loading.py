@@ -29,14 +29,6 @@ from lerobot_smoothvla.rollout.engine import Actor
 ADAPTER_FILES = {"config.json", "adapter_config.json", "adapter_model.safetensors", "train_config.json"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=sorted(POLICIES))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -253,6 +245,10 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], PreTrainedPo
         ({"target_modules": "("}, "unterminated subpattern"),
         ({"method_type": "NONSENSE"}, "--peft.method_type=NONSENSE.*`method_type` should be LORA"),
         ({"method_type": "IA3"}, "unexpected keyword argument 'r'.*another that takes `r`"),
+        (
+            {"full_training_modules": ["state_proj", "state_head"]},
+            "none ends in state_head; there are model, vlm_with_expert, state_proj, action_in_proj",
+        ),
         ({"r": 0}, "should be a positive integer value but the value passed is 0"),
     ],
 )

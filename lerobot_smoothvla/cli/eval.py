@@ -34,8 +34,9 @@ class EvalCommandConfig:
 
 def run(config: EvalCommandConfig) -> None:
     """Evaluate one policy, or two on the same starts, and write the result."""
-    starts = evaluation_starts(config.env, config.eval)
-    require_usable(config.env, selected_tasks(config.env))
+    tasks = selected_tasks(config.env)
+    starts = evaluation_starts(config.env, tasks, config.eval)
+    require_usable(config.env, tasks)
     configs = {name: actor_config_from_cli(name, config.env) for name in ("compare", "policy")}
     if configs["policy"] is None:
         raise ValueError("There is nothing to evaluate: pass --policy.path=CHECKPOINT.")

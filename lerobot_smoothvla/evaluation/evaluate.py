@@ -17,7 +17,7 @@ from lerobot.envs.configs import EnvConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from lerobot_smoothvla.envs.tasks import has_init_states, require_init_states, selected_tasks
+from lerobot_smoothvla.envs.tasks import Task, has_init_states, require_init_states
 from lerobot_smoothvla.episode import Embodiment, Episode, Start
 from lerobot_smoothvla.evaluation.statistics import (
     Interval,
@@ -72,20 +72,20 @@ class EvaluationConfig:
                 raise ValueError(f"`{name}` should be at least 0, got {getattr(self, name)}.")
 
 
-def evaluation_starts(env_config: EnvConfig, config: EvaluationConfig) -> list[Start]:
-    """The starts of every selected task, without a simulator.
+def evaluation_starts(env_config: EnvConfig, tasks: Sequence[Task], config: EvaluationConfig) -> list[Start]:
+    """The starts of every task, without a simulator.
 
     Args:
-        env_config: Says which suites and tasks.
+        env_config: Of the tasks.
+        tasks: (suite, task id), sorted.
         config: Says which initial states and seeds. A start depends on neither the range nor the number.
 
     Returns:
         Sorted by task, then round, then initial state.
 
     Raises:
-        ValueError: If a suite, task or initial state does not exist.
+        ValueError: If an initial state does not exist.
     """
-    tasks = selected_tasks(env_config)
     if not has_init_states(env_config):
         seeds = range(config.seed, config.seed + (config.n_episodes or _EPISODES))
         return [Start(suite, task_id, 0, seed) for suite, task_id in tasks for seed in seeds]

@@ -114,10 +114,16 @@ class StepwiseRatio(RatioEstimator):
             raise ValueError(f"`stochastic_steps` should be 'one' or 'all', got {self.stochastic_steps!r}.")
 
     @abstractmethod
-    def transitions(
-        self, policy: Any, context: Context, x: Tensor, step: Tensor
-    ) -> tuple[Gaussian, Gaussian]:
-        """Where step k of (B,) leads from x (B, H, P): exploring, and as deployed. Differentiable."""
+    def predict(self, policy: Any, context: Context, x: Tensor, step: Tensor) -> Tensor:
+        """What the network says of x (B, H, P) at step k of (B,). Differentiable."""
+
+    @abstractmethod
+    def exploring(self, policy: Any, prediction: Tensor, x: Tensor, step: Tensor) -> Gaussian:
+        """Where the step leads from x with exploration, by what the network said. Differentiable."""
+
+    @abstractmethod
+    def deployed(self, policy: Any, prediction: Tensor, x: Tensor, step: Tensor) -> Gaussian:
+        """Where it leads without."""
 
     @torch.no_grad()
     def sample(
@@ -132,9 +138,10 @@ class StepwiseRatio(RatioEstimator):
         )
         points, gaussians = [x], []
         for k in range(policy.num_steps):
-            exploring, deployed = self.transitions(
-                policy, context, x, torch.full((batch_size,), k).to(device)
-            )
+            step = torch.full((batch_size,), k).to(device)
+            prediction = self.predict(policy, context, x, step)
+            exploring = self.exploring(policy, prediction, x, step)
+            deployed = self.deployed(policy, prediction, x, step)
             noise = sample_noise(factor, batch_size, policy.padded_action_dim, generator)
             explored = exploring.mean + exploring.std * noise
             stochastic = (steps == k).any(1)[:, None, None]
@@ -169,14 +176,13 @@ class StepwiseRatio(RatioEstimator):
         executed: Tensor,
     ) -> Tensor:
         """Σ over executed steps of log p_new − log p_old; see `RatioEstimator.log_ratio`."""
-        x, x_next, step = record["x"], record["x_next"], record["step"]
-        contexts = context.repeat_interleave(step.shape[1])
-        exploring, _ = self.transitions(policy, contexts, x.flatten(0, 1), step.flatten())
+        shape = record["step"].shape
+        x, x_next, step = (record[name].flatten(0, 1) for name in ("x", "x_next", "step"))
+        prediction = self.predict(policy, context.repeat_interleave(shape[1]), x, step)
+        exploring = self.exploring(policy, prediction, x, step)
         factor = noise_factor(policy.chunk_size, self.noise_length, device=x.device)
-        log_prob = gaussian_log_prob(
-            x_next.flatten(0, 1), exploring.mean, exploring.std, factor, policy.action_dim
-        )
-        return ((log_prob.unflatten(0, step.shape) - baseline) * executed[:, None]).sum(-1)
+        log_prob = gaussian_log_prob(x_next, exploring.mean, exploring.std, factor, policy.action_dim)
+        return ((log_prob.unflatten(0, shape) - baseline) * executed[:, None]).sum(-1)
 
     def _draw_steps(self, num_steps: int, batch_size: int, generator: torch.Generator) -> Tensor:
         """Indices of the stochastic denoising steps, (B, R)."""
@@ -196,15 +202,18 @@ class StepwiseRatio(RatioEstimator):
 class FlowSDERatio(StepwiseRatio):
     """Flow-SDE steps of a flow policy (π_RL, arXiv 2510.25889); `level` is that of `flow_sde_step`."""
 
-    def transitions(
-        self, policy: FlowPolicy, context: Context, x: Tensor, step: Tensor
-    ) -> tuple[Gaussian, Gaussian]:
-        """The SDE's step and the ODE's; see `StepwiseRatio.transitions`."""
-        delta = 1.0 / policy.num_steps
+    def predict(self, policy: FlowPolicy, context: Context, x: Tensor, step: Tensor) -> Tensor:
+        """The velocity."""
+        return policy.velocity(context, x, time_grid(policy.num_steps, x.device)[step])
+
+    def exploring(self, policy: FlowPolicy, prediction: Tensor, x: Tensor, step: Tensor) -> Gaussian:
+        """The SDE's step."""
         t = time_grid(policy.num_steps, x.device)[step]
-        v = policy.velocity(context, x, t)
-        mean, std = flow_sde_step(x, v, t, delta, self.level)
-        return Gaussian(mean, std), Gaussian(ode_step(x, v, delta), torch.zeros_like(std))
+        return Gaussian(*flow_sde_step(x, prediction, t, 1.0 / policy.num_steps, self.level))
+
+    def deployed(self, policy: FlowPolicy, prediction: Tensor, x: Tensor, step: Tensor) -> Gaussian:
+        """The ODE's step."""
+        return Gaussian(ode_step(x, prediction, 1.0 / policy.num_steps), x.new_zeros(len(x), 1, 1))
 
 
 @dataclass(frozen=True)
@@ -214,13 +223,17 @@ class PosteriorRatio(StepwiseRatio):
     In the policy's normalised action space, where actions lie in about [−1, 1].
     """
 
-    def transitions(
-        self, policy: DiffusionPolicy, context: Context, x: Tensor, step: Tensor
-    ) -> tuple[Gaussian, Gaussian]:
-        """The scheduler's posterior, widened and as it is; see `StepwiseRatio.transitions`."""
-        prediction = policy.predict(context, x, step)
-        exploring = Gaussian(*policy.posterior(prediction, x, step, self.level))
-        return exploring, Gaussian(*policy.posterior(prediction, x, step))
+    def predict(self, policy: DiffusionPolicy, context: Context, x: Tensor, step: Tensor) -> Tensor:
+        """The noise or the clean chunk, by the policy."""
+        return policy.predict(context, x, step)
+
+    def exploring(self, policy: DiffusionPolicy, prediction: Tensor, x: Tensor, step: Tensor) -> Gaussian:
+        """The scheduler's posterior, widened."""
+        return Gaussian(*policy.posterior(prediction, x, step, self.level))
+
+    def deployed(self, policy: DiffusionPolicy, prediction: Tensor, x: Tensor, step: Tensor) -> Gaussian:
+        """The scheduler's posterior."""
+        return Gaussian(*policy.posterior(prediction, x, step))
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class GRPOConfig(RLAlgorithmConfig):
     init_states: tuple[int, int] = (0, 40)
     epochs: int = 1
     minibatch_size: int = 128
-    microbatch_size: int = 64
+    microbatch_size: int = 16
     freeze: tuple[str, ...] = ()
     bf16: bool = False
     gradient_checkpointing: bool = False

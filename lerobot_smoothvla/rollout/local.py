@@ -19,6 +19,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.envs.configs import EnvConfig
 from lerobot.policies import PreTrainedPolicy, get_policy_class, make_pre_post_processors
+from lerobot.utils.import_utils import register_third_party_plugins
 from lerobot.utils.io_utils import write_video
 from torch import Tensor
 
@@ -209,6 +210,7 @@ def _serve(
     # Ctrl-C reaches the whole process group; the parent decides what ends when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    register_third_party_plugins()  # The policy's adapter may be one's; the config's module need not know it.
     simulators = Simulators(env_config)
     actor = recipe.build(weights)
     while True:

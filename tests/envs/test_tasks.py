@@ -80,11 +80,13 @@ def test_training_never_meets_an_evaluations_seed():
     from lerobot_smoothvla.grpo.trainer import sample_starts
 
     config = PushtEnv()
-    starts = sample_starts(selected_tasks(config), GRPOConfig(n_groups=50), 1, 2, init_states=False)
+    tasks = selected_tasks(config)
+    starts = sample_starts(tasks, GRPOConfig(n_groups=50), 1, 2, init_states=False)
     assert len({start.seed for start in starts}) == 50
     assert all(TRAINING_SEEDS <= start.seed < 2 * TRAINING_SEEDS for start in starts)
     assert all((start.suite, start.task_id, start.init_state) == ("pusht", 0, 0) for start in starts)
-    assert all(start.seed < TRAINING_SEEDS for start in evaluation_starts(config, EvaluationConfig()))
+    held_out = evaluation_starts(config, tasks, EvaluationConfig())
+    assert all(start.seed < TRAINING_SEEDS for start in held_out)
 
 
 @pytest.mark.parametrize(

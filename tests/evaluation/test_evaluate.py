@@ -2,15 +2,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from builders import TINY_SMOOTHVLA
+from lerobot.envs.configs import EnvConfig, PushtEnv, RoboCasaEnv
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
-from lerobot.envs.configs import PushtEnv, RoboCasaEnv
 
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+from lerobot_smoothvla.envs.tasks import selected_tasks
 from lerobot_smoothvla.episode import Embodiment, Episode, Start
 from lerobot_smoothvla.evaluation import report
 from lerobot_smoothvla.evaluation.evaluate import (
@@ -77,9 +79,13 @@ def episode(n_steps: int, success: bool) -> Episode:
 # --- starts
 
 
+def starts_of(env: EnvConfig, **settings: Any) -> list[Start]:
+    return evaluation_starts(env, selected_tasks(env), EvaluationConfig(**settings))
+
+
 def test_there_is_one_start_for_each_held_out_state_of_each_task():
     env = LiberoEnvConfig(task="libero_spatial, libero_object", task_ids=[3, 1, 3])
-    starts = evaluation_starts(env, EvaluationConfig())
+    starts = starts_of(env)
     assert starts == sorted(set(starts)) and len(starts) == 2 * 2 * 10
     assert {(s.suite, s.task_id) for s in starts} == {
         (suite, task) for suite in ("libero_object", "libero_spatial") for task in (1, 3)
@@ -88,26 +94,26 @@ def test_there_is_one_start_for_each_held_out_state_of_each_task():
 
 
 def test_no_task_ids_means_all_of_the_suite():
-    starts = evaluation_starts(LiberoEnvConfig(task="libero_90"), EvaluationConfig(n_episodes=1))
+    starts = starts_of(LiberoEnvConfig(task="libero_90"), n_episodes=1)
     assert [s.task_id for s in starts] == list(range(90))
 
 
 def test_a_start_does_not_depend_on_the_range_nor_the_number_of_episodes():
-    few = evaluation_starts(ENV, EvaluationConfig(init_states=(43, 46)))
-    many = evaluation_starts(ENV, EvaluationConfig(init_states=(40, 50), n_episodes=20))
+    few = starts_of(ENV, init_states=(43, 46))
+    many = starts_of(ENV, init_states=(40, 50), n_episodes=20)
     assert set(few) <= set(many)
 
 
 def test_more_episodes_than_states_go_on_with_the_next_seed():
-    starts = evaluation_starts(ENV, EvaluationConfig(init_states=(40, 42), n_episodes=5, seed=7))
+    starts = starts_of(ENV, init_states=(40, 42), n_episodes=5, seed=7)
     assert [(s.init_state, s.seed) for s in starts] == [(40, 47), (41, 48), (40, 48), (41, 49), (40, 49)]
     assert len(set(starts)) == 5
 
 
 def test_where_tasks_have_no_initial_states_the_seed_tells_starts_apart():
-    starts = evaluation_starts(PushtEnv(), EvaluationConfig(init_states=(3, 5), seed=7))
+    starts = starts_of(PushtEnv(), init_states=(3, 5), seed=7)
     assert starts == [Start("pusht", 0, 0, seed) for seed in range(7, 17)]
-    few = evaluation_starts(PushtEnv(), EvaluationConfig(n_episodes=2, seed=7))
+    few = starts_of(PushtEnv(), n_episodes=2, seed=7)
     assert few == starts[:2]
 
 
@@ -126,7 +132,7 @@ def test_where_tasks_have_no_initial_states_the_seed_tells_starts_apart():
 )
 def test_starts_that_do_not_exist_are_rejected_with_those_that_do(env, config, message):
     with pytest.raises(ValueError, match=message):
-        evaluation_starts(env, EvaluationConfig(**config))
+        starts_of(env, **config)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +323,7 @@ def engine() -> Iterator[RolloutEngine]:
 
 @pytest.fixture(scope="module")
 def evaluation(engine: RolloutEngine) -> Evaluation:
-    return evaluate(engine, evaluation_starts(ENV, EvaluationConfig(init_states=(40, 42))))
+    return evaluate(engine, starts_of(ENV, init_states=(40, 42)))
 
 
 def test_every_start_is_played_once_and_measured(evaluation):

@@ -24,15 +24,8 @@ BF16_TOLERANCE = 1e-3
 
 
 @pytest.fixture(scope="module", params=sorted(POLICIES))
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp(request.param)
-    POLICIES[request.param](path)
-    return path
-
-
-@pytest.fixture
-def actor(checkpoint: Path) -> Actor:
-    return load_actor(load_actor_config(checkpoint))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def settings(actor: Actor) -> list[dict[str, Any]]:
