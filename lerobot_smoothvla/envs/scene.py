@@ -3,6 +3,9 @@
 Units: m and rad, but that cameras and lights turn by degrees.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +13,11 @@ from numpy.typing import NDArray
 from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Start
 
-DEGREES_PER_METRE = 100.0
-"""A displaced camera turns by a degree for each centimetre."""
-LIGHT_DEGREES = 60.0
-"""By which a light moves around the scene at magnitude 1."""
+_DEGREES = 100.0
+"""By which cameras and lights turn at magnitude 1."""
 _TRIES = 20
+_STEP = 0.005
+"""m, in which objects slide."""
 _DEEPER = 1e-3
 """m; how much deeper than before a shifted object may press into what it stands on."""
 
@@ -25,12 +28,12 @@ class Scene:
     - camera: Those fixed to the world (not the one on the hand) are displaced by the magnitude in m, and turn
       by 1 degree for each cm, both in a random direction.
     - light: Red, green and blue of all lights are multiplied by 1 ± the magnitude at most, each by a factor
-      of its own (so intensity and colour change), and the lights move around the scene by 60 degrees times
-      it.
+      of its own (so intensity and colour change), and the lights move around the scene by 1 degree for each
+      0.01.
     - arm: Its joints are turned, by the magnitude in rad as root mean square over the joints.
     - placement: Every object that can be moved is displaced by the magnitude in m, in a random horizontal
-      direction of its own. Objects that touch one another move together. One that finds no place in 20 tries
-      where it stands on what it stood on, and touches nothing else, stays.
+      direction of its own. Objects that touch one another move together. One that finds no way in 20 tries on
+      which it stands on what it stood on, balanced, and touches nothing else, stays.
 
     Camera and light change only what is seen; after the others the scene should settle.
     """
@@ -75,7 +78,7 @@ class Scene:
     def _shift_cameras(self, rng: np.random.Generator, magnitude: float) -> None:
         fixed = self._model.cam_bodyid == 0
         self._views["cam_pos"][fixed] += magnitude * _direction(rng, 3)
-        turn = _rotation(_direction(rng, 3), magnitude * DEGREES_PER_METRE)
+        turn = _rotation(_direction(rng, 3), magnitude * _DEGREES)
         for index in fixed.nonzero()[0]:
             turned = np.empty(4)
             mujoco.mju_mulQuat(turned, turn, self._views["cam_quat"][index])
@@ -86,7 +89,7 @@ class Scene:
         for colour in self._colours:
             colour *= factors.astype(colour.dtype)
         axis = np.append(_direction(rng, 2), 0.0)
-        turn = _rotation(axis, magnitude * LIGHT_DEGREES)
+        turn = _rotation(axis, magnitude * _DEGREES)
         for vectors in (self._views["light_pos"], self._views["light_dir"]):
             for vector in vectors:
                 turned = np.empty(3)
@@ -96,31 +99,46 @@ class Scene:
     def _shift_arm(self, rng: np.random.Generator, magnitude: float) -> None:
         offsets = magnitude * np.sqrt(len(self._arm)) * _direction(rng, len(self._arm))
         address = self._model.jnt_qposadr[self._arm]
-        low, high = self._model.jnt_range[self._arm].T
+        low, high = np.where(
+            self._model.jnt_limited[self._arm], self._model.jnt_range[self._arm].T, [[-np.inf], [np.inf]]
+        )
         self._data.qpos[address] = np.clip(self._data.qpos[address] + offsets, low, high)
 
     def _shift_objects(self, rng: np.random.Generator, magnitude: float) -> None:
         for group in self._groups():
-            address = np.array([self._model.jnt_qposadr[joint] for joint in group])
-            bodies = {int(self._model.jnt_bodyid[joint]) for joint in group}
-            before, support = self._data.qpos.copy(), self._support(bodies)
             for _ in range(_TRIES):
-                x, y = magnitude * _direction(rng, 2)
-                self._data.qpos[address] += x
-                self._data.qpos[address + 1] += y
-                mujoco.mj_fwdPosition(self._model, self._data)
-                now = self._support(bodies)
-                if now[0] == support[0] and now[1] < support[1] + _DEEPER:
+                if self._slid(group, magnitude * _direction(rng, 2)):
                     break
-                self._data.qpos[:] = before
-                mujoco.mj_fwdPosition(self._model, self._data)
+
+    def _slid(self, joints: list[int], displacement: NDArray[np.float64]) -> bool:
+        """Whether objects can slide along (x, y), m, on what they stand on; if so, they have.
+
+        In small steps: MuJoCo finds no contact with a thin wall in the middle of an object.
+        """
+        address = self._model.jnt_qposadr[joints]
+        bodies = {int(body) for body in self._model.jnt_bodyid[joints]}
+        before, support = self._data.qpos.copy(), self._support(bodies)
+        n_steps = int(np.ceil(np.linalg.norm(displacement) / _STEP))
+        for share in np.arange(1, n_steps + 1) / n_steps:
+            moved = before.copy()
+            for axis in range(2):
+                moved[address + axis] += share * displacement[axis]
+            self._place(moved)
+            if not self._support(bodies).is_like(support):
+                self._place(before)
+                return False
+        return True
+
+    def _place(self, positions: NDArray[np.float64]) -> None:
+        self._data.qpos[:] = positions
+        mujoco.mj_fwdPosition(self._model, self._data)
 
     def _groups(self) -> list[list[int]]:
         """Free joints of objects, those of objects that touch one another together."""
         joints = (self._model.jnt_type == mujoco.mjtJoint.mjJNT_FREE).nonzero()[0].tolist()
         of_body = {int(self._model.jnt_bodyid[joint]): joint for joint in joints}
         groups = {joint: [joint] for joint in joints}
-        for first, second, _ in self._contacts():
+        for _, first, second in self._contacts():
             if first in of_body and second in of_body:
                 one, other = groups[of_body[first]], groups[of_body[second]]
                 if one is not other:
@@ -128,22 +146,39 @@ class Scene:
                     groups.update(dict.fromkeys(other, one))
         return [group for joint, group in groups.items() if joint == min(group)]
 
-    def _support(self, bodies: set[int]) -> tuple[set[int], float]:
-        """What bodies touch beside one another, and how deep they press into it, m."""
-        outside = [
-            (second if first in bodies else first, depth)
-            for first, second, depth in self._contacts()
+    def _support(self, bodies: set[int]) -> "_Support":
+        """How the outside bears objects."""
+        contacts = [
+            (contact, second if first in bodies else first)
+            for contact, first, second in self._contacts()
             if (first in bodies) != (second in bodies)
         ]
-        return {body for body, _ in outside}, max((depth for _, depth in outside), default=0.0)
+        touched = frozenset(body for _, body in contacts)
+        depth = max((-float(contact.dist) for contact, _ in contacts), default=0.0)
+        points = np.array([contact.pos[:2] for contact, _ in contacts]).reshape(-1, 2)
+        weights = self._model.body_subtreemass[list(bodies)]
+        centre = weights @ self._data.subtree_com[list(bodies), :2] / weights.sum()
+        balanced = all(side.any(axis=0).all() for side in (points < centre, points > centre))
+        return _Support(touched, depth, balanced)
 
-    def _contacts(self) -> list[tuple[int, int, float]]:
-        """The two whole bodies (an object, the arm, a cupboard) of each contact, and how deep it is, m."""
+    def _contacts(self) -> list[tuple[Any, int, int]]:
+        """Each contact with the two whole bodies (an object, the arm, a cupboard) that touch in it."""
         root, body = self._model.body_rootid, self._model.geom_bodyid
-        return [
-            (int(root[body[contact.geom1]]), int(root[body[contact.geom2]]), -float(contact.dist))
-            for contact in self._data.contact
-        ]
+        return [(c, int(root[body[c.geom1]]), int(root[body[c.geom2]])) for c in self._data.contact]
+
+
+@dataclass(frozen=True)
+class _Support:
+    """What objects touch, how deep they press into it (m), and whether it is on all sides of their centre."""
+
+    touched: frozenset[int]
+    depth: float
+    balanced: bool
+
+    def is_like(self, before: "_Support") -> bool:
+        """Whether they stand as they did."""
+        same = self.touched == before.touched and self.balanced >= before.balanced
+        return same and self.depth <= before.depth + _DEEPER
 
 
 def _direction(rng: np.random.Generator, n: int) -> NDArray[np.float64]:

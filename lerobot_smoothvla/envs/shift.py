@@ -14,7 +14,7 @@ from lerobot_smoothvla.episode import Start
 
 ShiftKind = Literal["none", "camera", "light", "arm", "placement"]
 
-MAGNITUDES = {"camera": (0.05, "m"), "light": (0.5, "share"), "arm": (0.1, "rad"), "placement": (0.03, "m")}
+MAGNITUDES = {"camera": (0.05, "m"), "light": (0.3, "share"), "arm": (0.1, "rad"), "placement": (0.03, "m")}
 """Of each kind the default magnitude and its unit."""
 
 

@@ -56,7 +56,7 @@ class EvaluationConfig:
         shift: What of every start's scene is shifted (LIBERO): camera, light, arm, placement; see
             `envs.scene.Scene`.
         shift_magnitude: How far: m of camera (default 0.05) and placement (0.03), rad of the arm (0.1), share
-            of the light (0.5).
+            of the light (0.3).
     """
 
     init_states: tuple[int, int] = (40, 50)
