@@ -176,13 +176,21 @@ class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
             self.num_steps_wait = settle
         with self._delta_control():
             if shift is not None and self._scene.apply(shift, start):
-                for _ in range(settle):
-                    self._env.step(get_libero_dummy_action())
+                self._settle(shift, settle)
             self.rendering = True
             raw_obs, _, _, _ = self._env.step(get_libero_dummy_action())
         self.rendering = False
         self._steps, self._done = 0, False
         return self.to_lerobot(self._format_raw_obs(raw_obs))
+
+    def _settle(self, shift: Shift, n_steps: int) -> None:
+        """Let a scene come to rest that was moved."""
+        if shift.kind == "arm":
+            for robot in self._env.robots:
+                # The posture that the controller keeps while it holds the hand.
+                robot.controller.update_initial_joints(robot._joint_positions)
+        for _ in range(n_steps):
+            self._env.step(get_libero_dummy_action())
 
     def _advance(self, action: NDArray[np.floating[Any]], render: bool) -> tuple[dict[str, Any], bool, bool]:
         self.rendering = render
