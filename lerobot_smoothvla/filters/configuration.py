@@ -177,10 +177,11 @@ class RealTimeChunkingConfig(ActionFilterConfig):
     """Real-time chunking, for flow policies; see `RealTimeChunkingSampler`.
 
     Attributes:
-        max_guidance_weight: Upper bound of the pull towards the chunk before.
+        max_guidance_weight: Upper bound of the pull towards the chunk before; None for the policy's number of
+            Euler steps.
     """
 
-    max_guidance_weight: float = 10.0
+    max_guidance_weight: float | None = None
 
     def __post_init__(self) -> None:
         """Reject it before anything starts.
@@ -188,7 +189,7 @@ class RealTimeChunkingConfig(ActionFilterConfig):
         Raises:
             ValueError: If the weight is not positive.
         """
-        if self.max_guidance_weight <= 0:
+        if self.max_guidance_weight is not None and self.max_guidance_weight <= 0:
             raise ValueError(
                 f"`max_guidance_weight` should be positive, got {self.max_guidance_weight}; "
                 "--filter.type=none is without guidance."

@@ -27,11 +27,12 @@ class RealTimeChunkingSampler:
 
     Attributes:
         n_action_steps: n, less than H.
-        max_guidance_weight: Upper bound of the pull.
+        max_guidance_weight: Upper bound of the pull; None for the number of Euler steps, with which one step
+            goes the whole way. More goes beyond it: with fewer than 10 steps LeRobot's default of 10 does.
     """
 
     n_action_steps: int
-    max_guidance_weight: float = 10.0
+    max_guidance_weight: float | None = None
     _rest: Tensor | None = field(default=None, init=False, repr=False)
 
     @torch.no_grad()
@@ -41,7 +42,8 @@ class RealTimeChunkingSampler:
         """Chunks from noise that `generator` draws, on its device, as `DeployedSampler` does."""
         shape = (batch_size, policy.chunk_size, policy.padded_action_dim)
         noise = torch.randn(shape, generator=generator, device=generator.device)
-        guided = _GuidedFlow(policy, self._rest, self.n_action_steps, self.max_guidance_weight)
+        weight = self.max_guidance_weight or float(policy.num_steps)
+        guided = _GuidedFlow(policy, self._rest, self.n_action_steps, weight)
         actions = integrate_ode(guided, context, noise)  # type: ignore[arg-type]
         self._rest = actions[:, self.n_action_steps :]
         return ChunkSample(actions, {})
