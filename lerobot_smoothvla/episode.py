@@ -5,11 +5,16 @@ effector), A action dimensions of the robot, P padded action dimensions of the m
 positions are in the embodiment's unit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
 from lerobot_smoothvla.smoothness import MOVING_SPEED
+
+Commands = Literal["displacement", "position"]
+"""What an action asks for: a displacement in one control step, so a velocity, or a position to be at."""
 
 
 @dataclass(frozen=True, order=True)
@@ -42,12 +47,20 @@ class Embodiment:
         moving_speed: Speed above which it counts as moving, unit/s.
         min_extent: What never gets this far from where it began has not moved, unit.
         grippers: Indices of the action dimensions that open and close a hand.
+        commands: What the others ask for.
     """
 
     unit: str = "m"
     moving_speed: float = MOVING_SPEED
     min_extent: float = 0.05
     grippers: tuple[int, ...] = (-1,)
+    commands: Commands = "displacement"
+
+
+def arm_dimensions(n_actions: int, grippers: Sequence[int]) -> list[int]:
+    """Indices of the action dimensions that are no gripper's."""
+    left_out = {index % n_actions for index in grippers}
+    return [index for index in range(n_actions) if index not in left_out]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ LAYERS = {
     "backbones": 2,
     "jerk_reward": 2,
     "envs": 2,
+    "filters": 2,
     "grpo.configuration": 2,
     "presets": 2,
     "selectors": 2,

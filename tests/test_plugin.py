@@ -66,6 +66,18 @@ def test_importing_the_plugin_is_light():
     assert result.stdout.strip() == "[]"
 
 
+def test_lerobots_commands_know_the_filters_of_a_post_processor():
+    code = """
+from lerobot.policies import PreTrainedPolicy
+from lerobot.processor import ProcessorStepRegistry
+import lerobot_policy_smoothvla
+print([name for name in ProcessorStepRegistry.list() if name.startswith("smoothvla_")])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in ("exponential_filter", "jerk_limit", "chunk_blend"):
+        assert f"'smoothvla_{name}'" in result.stdout
+
+
 @pytest.mark.parametrize("command", ["lerobot-train", "lerobot-eval", "lerobot-rollout", "lerobot-record"])
 def test_help_lists_the_policy_without_an_extra_flag(shell: Shell, command: str):
     result = shell(command, "--help")

@@ -1,7 +1,7 @@
 """`smoothvla eval`: success and smoothness of a checkpoint on given starts, alone or against another."""
 
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -13,17 +13,23 @@ from lerobot_smoothvla.cli.parsing import parse
 from lerobot_smoothvla.envs.tasks import require_usable, selected_tasks
 from lerobot_smoothvla.evaluation import report
 from lerobot_smoothvla.evaluation.evaluate import EvaluationConfig, evaluate, evaluation_starts
+from lerobot_smoothvla.filters.configuration import ActionFilterConfig, NoFilterConfig
 from lerobot_smoothvla.rollout.local import make_engine
 
 
 @dataclass
 class EvalCommandConfig:
-    """What to evaluate; --policy.path is the checkpoint, --compare.path another one to subtract from it."""
+    """What to evaluate; --policy.path is the checkpoint, --compare.path another one to subtract from it.
+
+    Each acts through its own filter: --filter.type that of the policy, --compare_filter.type the other's.
+    """
 
     env: EnvConfig
     eval: EvaluationConfig = field(default_factory=EvaluationConfig)
     policy: PreTrainedConfig | None = None
     compare: PreTrainedConfig | None = None
+    filter: ActionFilterConfig = field(default_factory=NoFilterConfig)
+    compare_filter: ActionFilterConfig = field(default_factory=NoFilterConfig)
     output_dir: Path = field(default_factory=lambda: Path(f"outputs/eval/{datetime.now():%Y-%m-%d/%H-%M-%S}"))
 
     @classmethod
@@ -43,15 +49,21 @@ def run(config: EvalCommandConfig) -> None:
     report.prepare_output_dir(config.output_dir)
     paths = {name: str(checkpoint.pretrained_path) for name, checkpoint in configs.items() if checkpoint}
     actors = {name: load_actor(checkpoint) for name, checkpoint in configs.items() if checkpoint}
+    filters = {"policy": config.filter, "compare": config.compare_filter}
+    samplers = {name: filters[name].sampler(actor.adapter) for name, actor in actors.items()}
+    steps = {name: filters[name].step(actor.adapter, config.env) for name, actor in actors.items()}
     results = {}
     for name, actor in actors.items():
         videos = report.video_paths(starts, config.eval.n_videos, config.output_dir / "videos" / name)
-        with closing(make_engine(config.env, actor, config.eval.n_workers)) as engine:
-            results[name] = evaluate(engine, starts, videos, description=name)
+        acting = replace(actor, action_filter=steps[name])
+        with closing(make_engine(config.env, acting, config.eval.n_workers)) as engine:
+            results[name] = evaluate(engine, starts, videos, name, samplers[name], config.eval.condition)
         print(f"\n{name}: {paths[name]}\n{report.evaluation_table(results[name])}\n")
     if "compare" in results:
         print(f"policy minus compare\n{report.comparison_table(results['compare'], results['policy'])}\n")
-    print(f"Written to {report.write_info(config.output_dir, report.to_json(paths, results))}")
+    used = {name: filters[name].to_json() for name in results}
+    info = report.to_json(paths, results, used, config.eval.condition)
+    print(f"Written to {report.write_info(config.output_dir, info)}")
 
 
 def main() -> None:

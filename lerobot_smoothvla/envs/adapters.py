@@ -120,7 +120,7 @@ _ADAPTERS = {
         "agent_pos",
         axes=(0, 1),
         control_hz=10,
-        embodiment=Embodiment("px", moving_speed=10.0, min_extent=50.0, grippers=()),
+        embodiment=Embodiment("px", moving_speed=10.0, min_extent=50.0, grippers=(), commands="position"),
         package="gym_pusht",
         camera_switch=_pusht_switch,
     ),
@@ -129,7 +129,9 @@ _ADAPTERS = {
         "agent_pos",
         axes=_ARM_JOINTS,
         control_hz=50,
-        embodiment=Embodiment("rad", moving_speed=0.02, min_extent=0.1, grippers=(6, 13)),
+        embodiment=Embodiment(
+            "rad", moving_speed=0.02, min_extent=0.1, grippers=(6, 13), commands="position"
+        ),
         package="gym_aloha",
         mujoco=True,
         camera_switch=_aloha_switch,
@@ -162,6 +164,23 @@ def env_adapter(config: EnvConfig) -> EnvAdapter:
             "`lerobot_smoothvla.envs.adapters.register_env_adapter`."
         )
     return _ADAPTERS[config.type]
+
+
+def commands_of(config: EnvConfig) -> tuple[Embodiment, float]:
+    """What the actions of an environment ask for, and its control period, s; no simulator is built.
+
+    Raises:
+        ValueError: If its actions are absolute poses, or its type has no adapter.
+    """
+    if not isinstance(config, LiberoEnvConfig):
+        adapter = env_adapter(config)
+        return adapter.embodiment, 1 / adapter.control_hz
+    if config.control_mode != "relative":
+        raise ValueError(
+            "LIBERO's absolute actions hold rotation vectors, which jump at half a turn and cannot be "
+            "filtered axis by axis; use --env.control_mode=relative."
+        )
+    return Embodiment(), 1 / config.fps
 
 
 def prepare_env(config: EnvConfig) -> None:

@@ -15,6 +15,7 @@ from lerobot.utils.constants import OBS_IMAGE, OBS_STR
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Embodiment, Start
 
 Observation = dict[str, Tensor]
@@ -81,14 +82,19 @@ class ChunkedEnv(ABC):
         """(D,) position at the end of the last control step, in the embodiment's unit."""
 
     @abstractmethod
-    def reset_to(self, start: Start) -> Observation:
+    def reset_to(self, start: Start, shift: Shift | None = None) -> Observation:
         """Begin at a start, which is the same bit by bit whatever was run before.
+
+        Args:
+            start: Of this task.
+            shift: What of the scene is not as the start says, until the next reset.
 
         Returns:
             The first observation that the policy sees.
 
         Raises:
-            ValueError: If the start belongs to another task, or its initial state does not exist.
+            ValueError: If the start belongs to another task, its initial state does not exist, or the scene
+                cannot be shifted.
         """
 
     @abstractmethod

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lerobot_smoothvla.envs.adapters import env_adapter
 from lerobot_smoothvla.envs.chunked import ChunkedEnv, Observation, Picture, to_lerobot
+from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Start
 
 _PROBE_SEED, _PROBE_STEPS = 1234, 10
@@ -79,16 +80,18 @@ class GymChunkedEnv(ChunkedEnv):
         """(D,) position in the last observation, in the embodiment's unit."""
         return self._position
 
-    def reset_to(self, start: Start) -> Observation:
+    def reset_to(self, start: Start, shift: Shift | None = None) -> Observation:
         """Reset by the start's seed.
 
         Returns:
             The first observation that the policy sees.
 
         Raises:
-            ValueError: If the start belongs to another task, or has an initial state.
+            ValueError: If the start belongs to another task or has an initial state, or there is a shift.
         """
         self._require_own(start)
+        if shift is not None:
+            raise ValueError(f"Only LIBERO's scenes can be shifted, not those of type '{self._config.type}'.")
         if start.init_state != 0:
             raise ValueError(
                 f"Environments of type '{self._config.type}' have no fixed initial states: a start of theirs "

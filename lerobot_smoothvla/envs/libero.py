@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from robosuite.utils.observables import sensor
 
 from lerobot_smoothvla.envs.chunked import ChunkedEnv, Observation, Picture, to_lerobot
+from lerobot_smoothvla.envs.scene import Scene
+from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Embodiment, Start
 
 _STATE_OBSERVABLES = tuple(
@@ -120,6 +122,8 @@ class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
             del observables[name]
         self._camera_sensors = {name: observables[name]._sensor for name in self.camera_name}
         _share_forward_pass(simulator)
+        arm = [joint for robot in simulator.robots for joint in robot.robot_joints]
+        self._scene = Scene(simulator.sim.model._model, simulator.sim.data._data, arm)
 
     def close(self) -> None:
         """Free the simulator, and its OpenGL objects in their own context, not another simulator's."""
@@ -144,8 +148,8 @@ class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
             for controller, mode in zip(controllers, modes, strict=True):
                 controller.use_delta = mode
 
-    def reset_to(self, start: Start) -> Observation:
-        """Soft reset to a start, rendering nothing but the last settle step.
+    def reset_to(self, start: Start, shift: Shift | None = None) -> Observation:
+        """Soft reset to a start, rendering nothing but the last settle step; with a shift see `Scene`.
 
         Returns:
             The first observation that the policy sees.
@@ -160,6 +164,7 @@ class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
                 f"{self.task_id}, got {start.init_state}."
             )
         self.rendering = False
+        self._scene.restore()
         for robot in self._env.robots:
             # A soft reset keeps the gripper's smoothed command: the start would depend on the last episode.
             robot.gripper.current_action = np.zeros(robot.gripper.dof)
@@ -169,12 +174,23 @@ class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
             self.reset(seed=start.seed)
         finally:
             self.num_steps_wait = settle
-        self.rendering = True
         with self._delta_control():
+            if shift is not None and self._scene.apply(shift, start):
+                self._settle(shift, settle)
+            self.rendering = True
             raw_obs, _, _, _ = self._env.step(get_libero_dummy_action())
         self.rendering = False
         self._steps, self._done = 0, False
         return self.to_lerobot(self._format_raw_obs(raw_obs))
+
+    def _settle(self, shift: Shift, n_steps: int) -> None:
+        """Let a scene come to rest that was moved."""
+        if shift.kind == "arm":
+            for robot in self._env.robots:
+                # The posture that the controller keeps while it holds the hand.
+                robot.controller.update_initial_joints(robot._joint_positions)
+        for _ in range(n_steps):
+            self._env.step(get_libero_dummy_action())
 
     def _advance(self, action: NDArray[np.floating[Any]], render: bool) -> tuple[dict[str, Any], bool, bool]:
         self.rendering = render

@@ -12,13 +12,14 @@ from itertools import batched
 from pathlib import Path
 from typing import Any
 
-import torch
 from lerobot.envs.configs import EnvConfig
+from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from lerobot_smoothvla.envs.shift import Shift, ShiftKind
 from lerobot_smoothvla.envs.tasks import Task, has_init_states, require_init_states
-from lerobot_smoothvla.episode import Embodiment, Episode, Start
+from lerobot_smoothvla.episode import Embodiment, Episode, Start, arm_dimensions
 from lerobot_smoothvla.evaluation.statistics import (
     Interval,
     bootstrap_interval,
@@ -27,11 +28,12 @@ from lerobot_smoothvla.evaluation.statistics import (
 )
 from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.jerk_reward import task_key
-from lerobot_smoothvla.rollout.engine import RolloutEngine, RolloutRequest
+from lerobot_smoothvla.rollout.engine import RolloutEngine, RolloutRequest, Sampler
 from lerobot_smoothvla.smoothness import measure
 
 AMONG_SUCCESSES = ("jerk_rms", "boundary_jerk_rms", "interior_jerk_rms", "ldlj", "sparc")
 """Terms that are also averaged over successes alone, since how a failure moves matters less."""
+DEPLOYED = DeployedSampler()
 _EPISODES = 10
 """Of a task without initial states."""
 _EPISODES_AT_ONCE = 64
@@ -51,6 +53,10 @@ class EvaluationConfig:
             first episode; the others have the next ones, and training has seeds from 2^31 on.
         n_workers: Rollout processes, one a core; 0 rolls out in this process.
         n_videos: Of each task, of its first episodes.
+        shift: What of every start's scene is shifted (LIBERO): camera, light, arm, placement; see
+            `envs.scene.Scene`.
+        shift_magnitude: How far: m of camera (default 0.05) and placement (0.03), rad of the arm (0.1), share
+            of the light (0.3).
     """
 
     init_states: tuple[int, int] = (40, 50)
@@ -58,6 +64,8 @@ class EvaluationConfig:
     seed: int = 1000
     n_workers: int = 2
     n_videos: int = 0
+    shift: ShiftKind = "none"
+    shift_magnitude: float | None = None
 
     def __post_init__(self) -> None:
         """Reject what cannot be run.
@@ -70,6 +78,17 @@ class EvaluationConfig:
         for name in ("seed", "n_workers", "n_videos"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` should be at least 0, got {getattr(self, name)}.")
+        if self.shift == "none" and self.shift_magnitude is not None:
+            raise ValueError(
+                f"`shift_magnitude` should say how far something is shifted, got {self.shift_magnitude} "
+                "without --eval.shift."
+            )
+        _ = self.condition
+
+    @property
+    def condition(self) -> Shift | None:
+        """The shift, None where there is none."""
+        return Shift.of(self.shift, self.shift_magnitude)
 
 
 def evaluation_starts(env_config: EnvConfig, tasks: Sequence[Task], config: EvaluationConfig) -> list[Start]:
@@ -84,8 +103,13 @@ def evaluation_starts(env_config: EnvConfig, tasks: Sequence[Task], config: Eval
         Sorted by task, then round, then initial state.
 
     Raises:
-        ValueError: If an initial state does not exist.
+        ValueError: If an initial state does not exist, or the scenes cannot be shifted.
     """
+    if config.condition is not None and not isinstance(env_config, LiberoEnvConfig):
+        raise ValueError(
+            f"--eval.shift={config.shift} needs LIBERO's scenes, got environments of type "
+            f"'{env_config.type}'; leave it out."
+        )
     if not has_init_states(env_config):
         seeds = range(config.seed, config.seed + (config.n_episodes or _EPISODES))
         return [Start(suite, task_id, 0, seed) for suite, task_id in tasks for seed in seeds]
@@ -196,6 +220,8 @@ def evaluate(
     starts: Sequence[Start],
     videos: Mapping[Start, Path] | None = None,
     description: str = "evaluating",
+    sampler: Sampler = DEPLOYED,
+    shift: Shift | None = None,
 ) -> Evaluation:
     """Roll the engine's policy out once from every start.
 
@@ -206,6 +232,8 @@ def evaluate(
         starts: All different; sorted by task they need the fewest simulators.
         videos: Where to write videos of some of them.
         description: Of the progress bar.
+        sampler: How chunks are drawn.
+        shift: Of the scene of every start.
 
     Returns:
         Measurements in the order of the starts.
@@ -215,7 +243,7 @@ def evaluate(
         ValueError: If a start comes twice.
     """
     videos = videos or {}
-    requests = [RolloutRequest(s, _noise_seed(s), DeployedSampler(), videos.get(s)) for s in starts]
+    requests = [RolloutRequest(s, _noise_seed(s), sampler, videos.get(s), shift) for s in starts]
     measurements: list[Measurement] = []
     solved: list[bool] = []
     with tqdm(total=len(requests), desc=description, unit="episode") as bar:
@@ -246,9 +274,7 @@ def action_magnitude(actions: Tensor, embodiment: Embodiment) -> float:
     Of displacements it falls when a policy slows down, and so warns before success does. Of positions, as in
     ALOHA and PushT, it says only where the targets are.
     """
-    moving = torch.ones(actions.shape[-1], dtype=torch.bool)
-    moving[list(embodiment.grippers)] = False
-    return actions[:, moving].norm(dim=-1).mean().item()
+    return actions[:, arm_dimensions(actions.shape[-1], embodiment.grippers)].norm(dim=-1).mean().item()
 
 
 def compare(baseline: Evaluation, candidate: Evaluation) -> Summary:

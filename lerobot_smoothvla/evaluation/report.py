@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.evaluation.evaluate import AMONG_SUCCESSES, Evaluation, Summary, compare
 from lerobot_smoothvla.evaluation.statistics import Interval
@@ -57,17 +58,27 @@ def prepare_output_dir(directory: Path, file: str = EVAL_INFO) -> None:
         ) from error
 
 
-def to_json(paths: Mapping[str, str], results: Mapping[str, Evaluation]) -> dict[str, Any]:
+def to_json(
+    paths: Mapping[str, str],
+    results: Mapping[str, Evaluation],
+    filters: Mapping[str, dict[str, Any]] | None = None,
+    shift: Shift | None = None,
+) -> dict[str, Any]:
     """What `eval_info.json` holds.
 
     Args:
         paths: The checkpoints of `policy` and, where two are compared, `compare`.
         results: Theirs.
+        filters: What their actions went through.
+        shift: Of every start's scene.
 
     Returns:
-        For each its `path` and `Evaluation.to_json`; and with two, their `difference`, policy minus compare.
+        `shift`; for each its `path`, `filter` and `Evaluation.to_json`; and with two, their `difference`,
+        policy minus compare.
     """
-    info: dict[str, Any] = {name: {"path": paths[name], **one.to_json()} for name, one in results.items()}
+    info: dict[str, Any] = {"shift": shift and {**asdict(shift), "unit": shift.unit}}
+    for name, one in results.items():
+        info[name] = {"path": paths[name], "filter": (filters or {}).get(name), **one.to_json()}
     if "compare" in results:
         info["difference"] = asdict(compare(results["compare"], results["policy"]))
     return info

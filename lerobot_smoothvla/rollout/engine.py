@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +20,16 @@ from lerobot.processor import PolicyProcessorPipeline
 from torch import Tensor
 
 from lerobot_smoothvla.envs.chunked import ChunkedEnv, Observation, Picture
+from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Episode, Start
+from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters import PolicyAdapter, adapt
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.flow.sampling import ChunkSample
 
 
 class Sampler(Protocol):
-    """How a chunk is drawn: any `RatioEstimator`, or `DeployedSampler`."""
+    """How a chunk is drawn: any `RatioEstimator`, `DeployedSampler` or `RealTimeChunkingSampler`."""
 
     def sample(
         self, policy: Any, context: Any, generator: torch.Generator, batch_size: int = 1
@@ -44,12 +47,14 @@ class RolloutRequest:
         noise_seed: Seed of everything that the policy draws.
         sampler: How chunks are drawn.
         video: Where to write a video of every control step, or None.
+        shift: What of the scene is not as the start says, or None.
     """
 
     start: Start
     noise_seed: int
     sampler: Sampler
     video: Path | None = None
+    shift: Shift | None = None
 
 
 @dataclass(frozen=True)
@@ -61,17 +66,25 @@ class Actor:
         preprocessor: Observation to model input.
         postprocessor: Model output to action.
         execution: How its networks are run.
+        action_filter: What its actions go through before they are executed, or None.
     """
 
     policy: PreTrainedPolicy
     preprocessor: PolicyProcessorPipeline[Any, Any]
     postprocessor: PolicyProcessorPipeline[Any, Any]
     execution: Execution = Execution()
+    action_filter: ActionFilterStep | None = None
 
     @cached_property
     def adapter(self) -> PolicyAdapter:
         """The policy behind the seam."""
         return self.execution.apply(adapt(self.policy))
+
+    def reset(self) -> None:
+        """Begin an episode: forget the last one's actions."""
+        for stateful in (self.preprocessor, self.postprocessor, self.action_filter):
+            if stateful is not None:
+                stateful.reset()
 
     def model_input(self, observations: Observation, instructions: list[str]) -> dict[str, Tensor]:
         """Preprocessed batch for `ChunkPolicy.encode`.
@@ -91,9 +104,10 @@ class Actor:
         """(B, H, P) sampled chunks to (B, n, A) actions of the environment, float32 on the CPU.
 
         They begin at the chunk's first executed step. Relative actions count from the state of the last
-        `model_input`.
+        `model_input`, and a filter goes on from the actions since the last `reset`.
         """
-        return self.postprocessor(self.adapter.to_actions(chunks)).float().cpu()
+        actions = self.postprocessor(self.adapter.to_actions(chunks)).float().cpu()
+        return actions if self.action_filter is None else self.action_filter.action(actions)
 
 
 def run_episode(
@@ -112,15 +126,17 @@ def run_episode(
     """
     config, adapter = actor.policy.config, actor.adapter
     generator = torch.Generator(config.device).manual_seed(request.noise_seed)
+    sampler = copy(request.sampler)  # It may remember what it draws, of this episode only.
+    actor.reset()
     # What the policy has seen of the last control steps; before the first one it has always seen the same.
-    seen = deque([env.reset_to(request.start)] * config.n_obs_steps, maxlen=config.n_obs_steps)
+    seen = deque([env.reset_to(request.start, request.shift)] * config.n_obs_steps, maxlen=config.n_obs_steps)
     positions, observations, samples, executed, actions = [env.position[None]], [], [], [], []
     done = success = False
     while not done:
         batch = _batch(seen)
         with torch.no_grad():
             context = adapter.encode(actor.model_input(batch, [env.task_description]))
-            sample = request.sampler.sample(adapter, context, generator)
+            sample = sampler.sample(adapter, context, generator)
         chunk = actor.env_actions(sample.actions)[0, : config.n_action_steps]
         outcome = env.step_chunk(chunk.numpy(), on_frame, config.n_obs_steps)
         observations.append(batch)

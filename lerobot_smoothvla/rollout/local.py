@@ -26,6 +26,7 @@ from torch import Tensor
 from lerobot_smoothvla.envs.chunked import ChunkedEnv, Picture
 from lerobot_smoothvla.envs.tasks import Task, chunked_env
 from lerobot_smoothvla.episode import Episode
+from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.peft_loading import adapter_of, with_structure
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest, run_episode
@@ -116,22 +117,25 @@ class ActorRecipe:
         config: Of the policy, with `pretrained_path`, where the processors are loaded from.
         peft: The `peft.PeftConfig` that the policy is wrapped with, or None.
         execution: How its networks are run.
+        action_filter: What its actions go through, or None.
     """
 
     config: PreTrainedConfig
     peft: Any
     execution: Execution
+    action_filter: ActionFilterStep | None
 
     @classmethod
     def of(cls, actor: Actor) -> Self:
         """The recipe of an actor."""
-        return cls(actor.policy.config, adapter_of(actor.policy), actor.execution)
+        return cls(actor.policy.config, adapter_of(actor.policy), actor.execution, actor.action_filter)
 
     def build(self, weights: dict[str, Tensor]) -> Actor:
         """The actor with these weights, in their types; on the CPU it shares their memory."""
         policy = with_structure(get_policy_class(self.config.type)(self.config), self.peft)
         policy.load_state_dict(weights, assign=True)
-        return replace(make_actor(self.config, policy), execution=self.execution)
+        actor = make_actor(self.config, policy)
+        return replace(actor, execution=self.execution, action_filter=self.action_filter)
 
 
 class ProcessWorker:

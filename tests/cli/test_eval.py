@@ -49,9 +49,37 @@ def test_two_checkpoints_are_compared_on_the_same_starts(checkpoints, tmp_path, 
     ]
 
 
+def test_each_policy_acts_through_its_own_filter_in_a_shifted_scene(
+    checkpoints, tmp_path, monkeypatch, capsys
+):
+    """The same policy twice, so that all differences are the filter's."""
+    output = tmp_path / "output"
+    arguments = [
+        f"--policy.path={checkpoints[0]}",
+        f"--compare.path={checkpoints[0]}",
+        f"--output_dir={output}",
+    ]
+    arguments += ["--filter.type=exponential", "--filter.alpha=0.3", "--eval.shift=placement"]
+    arguments += ["--eval.shift_magnitude=0.02", "--eval.init_states=[40,41]", "--eval.n_workers=0"]
+    monkeypatch.setattr(sys, "argv", ["smoothvla", "eval", *ENV, *arguments])
+    assert main() == 0
+    info = json.loads((output / "eval_info.json").read_text())
+    assert info["policy"]["filter"] == {"type": "exponential", "alpha": 0.3}
+    assert info["compare"]["filter"] == {"type": "none"}
+    assert info["shift"] == {"kind": "placement", "magnitude": 0.02, "unit": "m"}
+    difference = info["difference"]["terms"]["action_magnitude"]["estimate"]
+    assert difference < 0, "a mean of random actions is smaller than they are"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--filter.type=exponential", "--filter.alpha=2"], "`alpha` should be in (0, 1], got 2"),
+        (["--filter.type=jerk_limited"], "Limits should be given"),
+        (["--filter.type=lowpass"], "lowpass"),
+        (["--eval.shift=cameras"], "cameras"),
+        (["--eval.shift=light", "--eval.shift_magnitude=2"], "at most 1.0 share, got 2"),
+        (["--eval.shift_magnitude=0.1"], "without --eval.shift"),
         (["--env.task=libero_objects"], "There is no LIBERO suite 'libero_objects'"),
         (["--env.task_ids=[12]"], "libero_object has the tasks 0 to 9"),
         (["--eval.init_states=[40,60]"], "0 <= first < end <= 50"),

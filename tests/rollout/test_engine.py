@@ -18,7 +18,15 @@ from lerobot.policies import make_pre_post_processors
 
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Episode, Start
+from lerobot_smoothvla.filters.real_time_chunking import RealTimeChunkingSampler
+from lerobot_smoothvla.filters.steps import (
+    ActionFilterStep,
+    ChunkBlendStep,
+    ExponentialFilterStep,
+    JerkLimitStep,
+)
 from lerobot_smoothvla.flow.adapters.execution import Execution, store_frozen_in_bf16
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio
 from lerobot_smoothvla.flow.sampling import DeployedSampler
@@ -234,6 +242,77 @@ def test_a_process_acts_in_the_precision_of_its_actor(
     engine.close()
     assert_same(answer, expected)
     assert 0 < (answer.chunks[0] - episodes[2].chunks[0]).abs().max() < 0.1
+
+
+FILTERS = {
+    "exponential": ExponentialFilterStep(n_action_steps=CHUNK, alpha=0.4),
+    "jerk_limit": JerkLimitStep(n_action_steps=CHUNK, max_acceleration=[4.0], max_jerk=[80.0]),
+    "blend": ChunkBlendStep(n_action_steps=CHUNK),
+}
+
+
+def commanded_jerk(actions: torch.Tensor) -> float:
+    """Root mean square of the second differences of displacements over dt², from rest."""
+    arm = torch.cat([torch.zeros(2, 6), actions[:, :6]])
+    return float(arm.diff(n=2, dim=0).square().mean().sqrt() / 0.05**2)
+
+
+@pytest.mark.parametrize("step", FILTERS.values(), ids=FILTERS)
+def test_a_filter_smooths_what_is_executed_and_nothing_else(
+    env_config: LiberoEnvConfig,
+    actor: Actor,
+    serial: RolloutEngine[Any],
+    episodes: list[Episode],
+    step: ActionFilterStep,
+) -> None:
+    filtered = replace(actor, action_filter=step)
+    worker = SerialWorker(env_config, filtered)
+    worker._simulators = serial._workers[0]._simulators
+    engine, plain = RolloutEngine([worker], list), episodes[0]
+    (episode,) = engine.run(REQUESTS[:1])
+    assert torch.equal(episode.chunks[0], plain.chunks[0])
+    assert not torch.equal(episode.actions, plain.actions)
+    assert not torch.equal(episode.positions, plain.positions)
+    asked = torch.cat([actor.env_actions(episode.chunks)[i, :n] for i, n in enumerate(episode.executed)])
+    assert torch.equal(episode.actions[:, 6], asked[:, 6]), "the gripper"
+    assert commanded_jerk(episode.actions) < 0.95 * commanded_jerk(asked)
+    filtered.reset()
+    rows = [filtered.env_actions(chunk[None])[0] for chunk in episode.chunks]
+    assert torch.equal(torch.cat(rows)[: episode.n_steps], episode.actions)
+    assert_same(engine.run(REQUESTS[:1])[0], episode)
+
+
+def test_real_time_chunking_goes_on_as_the_chunk_before_had_planned(
+    serial: RolloutEngine[Any], actor: Actor, episodes: list[Episode]
+) -> None:
+    request = replace(REQUESTS[0], sampler=RealTimeChunkingSampler(CHUNK))
+    guided, again = serial.run([request, request])
+    assert_same(again, guided)
+    assert torch.equal(guided.chunks[0], episodes[0].chunks[0])
+
+    def jump(episode: Episode) -> float:
+        """Between what a chunk planned next and what the next one begins with."""
+        return float((episode.chunks[:-1, CHUNK] - episode.chunks[1:, 0]).norm(dim=-1).mean())
+
+    assert jump(guided) < 0.5 * jump(episodes[0])
+
+
+def test_filters_samplers_and_shifts_reach_worker_processes(
+    env_config: LiberoEnvConfig, actor: Actor, serial: RolloutEngine[Any], episodes: list[Episode]
+) -> None:
+    filtered = replace(actor, action_filter=FILTERS["jerk_limit"])
+    worker = SerialWorker(env_config, filtered)
+    worker._simulators = serial._workers[0]._simulators
+    sampler = RealTimeChunkingSampler(CHUNK)
+    requests = [
+        replace(REQUESTS[0], shift=Shift.of(kind), sampler=sampler) for kind in ("placement", "light")
+    ]
+    expected = RolloutEngine([worker], list).run(requests)
+    with closing(make_engine(env_config, filtered, n_workers=1)) as processes:
+        for answer, reference in zip(processes.run(requests), expected, strict=True):
+            assert_same(answer, reference)
+    first = [episode.observations["observation.images.image"][0] for episode in (episodes[0], *expected)]
+    assert not any(torch.equal(one, other) for one, other in zip(first, first[1:], strict=False))
 
 
 def test_a_failed_rollout_is_reported_with_its_reason_and_leaves_the_worker_usable(
