@@ -13,6 +13,7 @@ from lerobot_smoothvla.cli.parsing import parse
 from lerobot_smoothvla.envs.tasks import require_usable, selected_tasks
 from lerobot_smoothvla.evaluation import report
 from lerobot_smoothvla.evaluation.evaluate import EvaluationConfig, evaluate, evaluation_starts
+from lerobot_smoothvla.provenance import record
 from lerobot_smoothvla.rollout.local import make_engine
 
 
@@ -40,17 +41,18 @@ def run(config: EvalCommandConfig) -> None:
     if configs["policy"] is None:
         raise ValueError("There is nothing to evaluate: pass --policy.path=CHECKPOINT.")
     report.prepare_output_dir(config.output_dir)
+    record(config.output_dir)
     paths = {name: str(checkpoint.pretrained_path) for name, checkpoint in configs.items() if checkpoint}
     actors = {name: load_actor(checkpoint) for name, checkpoint in configs.items() if checkpoint}
     results = {}
     for name, actor in actors.items():
-        videos = report.video_paths(starts, config.eval.n_videos, config.output_dir / "videos" / name)
+        videos = report.video_paths(starts, config.eval.n_videos, config.output_dir / report.VIDEOS / name)
         with closing(make_engine(config.env, actor, config.eval.n_workers)) as engine:
             results[name] = evaluate(engine, starts, videos, description=name)
         print(f"\n{name}: {paths[name]}\n{report.evaluation_table(results[name])}\n")
     if "compare" in results:
         print(f"policy minus compare\n{report.comparison_table(results['compare'], results['policy'])}\n")
-    print(f"Written to {report.write_info(config.output_dir, report.to_json(paths, results))}")
+    print(f"Written to {report.write(config.output_dir, paths, results)}")
 
 
 def main() -> None:
