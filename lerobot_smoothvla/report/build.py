@@ -108,19 +108,21 @@ def report_page(
     """The page."""
     labels = short_labels([str(run.path) for run in (*training, *evaluations)])
     policies = evaluated_policies(evaluations)
-    said = [tag("li", training_words(label, run)) for label, run in zip(labels, training, strict=False)]
+    groups = arms(training)
+    said = [tag("li", training_words(label, runs)) for label, runs in groups.items()]
     said += comparison_sentences(policies)
     parts: list[Html] = []
     if live:
         parts.append(tag("p", "The run goes on, and this page loads itself again.", class_="live"))
     parts += [tag("h2", "Summary"), tag("ul", *said, class_="words")]
     if any(run.metrics for run in training):
-        parts += training_section(arms([run for run in training if run.metrics]))
+        parts += training_section(groups)
     if policies:
         parts += comparison_section(policies)
         parts += starts_section(policies, VideoBudget(max_video_mb))
     parts += _origin(labels, [*training, *evaluations])
-    return document(f"SmoothVLA: {', '.join(labels)}", parts, live)
+    title = ", ".join(labels) if len(labels) <= 3 else f"{len(training)} runs, {len(evaluations)} evaluations"
+    return document(f"SmoothVLA: {title}", parts, live)
 
 
 def _origin(labels: Sequence[str], runs: Sequence[TrainingRun | EvaluationRun]) -> list[Html]:

@@ -10,6 +10,10 @@ from lerobot_smoothvla.report.markup import Html, details, table, tag
 from lerobot_smoothvla.report.runs import Policy, starts_of
 from lerobot_smoothvla.report.words import comparison_words, policy_words
 
+_ONE_IN_TWENTY = (
+    "Each is a 95 % interval by itself: of twenty differences that are none, about one excludes 0."
+)
+
 
 def baseline_of(policy: Policy, policies: Sequence[Policy]) -> Policy | None:
     """What a policy is compared with: that of its own evaluation, else the first one on the same starts."""
@@ -26,9 +30,9 @@ def comparison_section(policies: Sequence[Policy]) -> list[Html]:
     parts = [tag("h2", "Evaluation"), legend([policy.label for policy in policies])]
     parts += [_overview(policies, summaries), *_pareto(policies, summaries)]
     pairs = [(policy, baseline_of(policy, policies)) for policy in policies]
-    for policy, baseline in pairs:
-        if baseline is not None:
-            parts += _difference(policy, baseline)
+    parts += [_difference(policy, baseline) for policy, baseline in pairs if baseline is not None]
+    if any(baseline is not None for _, baseline in pairs):
+        parts.append(tag("p", _ONE_IN_TWENTY, class_="note"))
     return parts + _tasks(policies)
 
 
@@ -85,11 +89,9 @@ def _pareto(policies: Sequence[Policy], summaries: Sequence[Summary]) -> list[Ht
     return [tag("div", chart, class_="wide"), tag("p", note, class_="note")]
 
 
-def _difference(policy: Policy, baseline: Policy) -> list[Html]:
+def _difference(policy: Policy, baseline: Policy) -> Html:
     headers, *rows = comparison_rows(baseline.evaluation, policy.evaluation)
-    caption = f"{policy.label} minus {baseline.label} (the baseline), paired by start"
-    note = "Each is a 95 % interval by itself: of twenty differences that are none, about one excludes 0."
-    return [table(caption, headers, rows), tag("p", note, class_="note")]
+    return table(f"{policy.label} minus {baseline.label} (the baseline), paired by start", headers, rows)
 
 
 def _tasks(policies: Sequence[Policy]) -> list[Html]:

@@ -167,7 +167,7 @@ def histogram(title: str, x_label: str, values: Sequence[float], n_bins: int = 2
     low, high = _range(finite)
     counts, edges = np.histogram(finite, bins=n_bins, range=(low, high))
     axes = Axes((low, high), _range([0.0, float(max(counts))]))
-    parts = [_x_axis(axes, x_label), _y_axis(axes, "episodes")]
+    parts = [_x_axis(axes, x_label), _y_axis(axes, "episodes", whole=True)]
     for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
         if count:
             x, y = axes.at_x(float(left)), axes.at_y(float(count))
@@ -203,7 +203,6 @@ def _chart(title: str, what: str, parts: Sequence[str], height: float = _HEIGHT)
         viewBox=f"0 0 {_WIDTH:g} {height:g}",
         role="img",
         aria_label=f"{title}: {what}",
-        data_marks=sum(part.count('class="mark') + part.count('class="bar') for part in parts),
     )
     return tag("figure", tag("figcaption", title), drawn)
 
@@ -278,9 +277,9 @@ def _x_axis(axes: Axes, label: str, whole: bool = False) -> Html:
     return join([*parts, tag("text", label, class_="label", **place)])
 
 
-def _y_axis(axes: Axes, label: str = "") -> Html:
+def _y_axis(axes: Axes, label: str = "", whole: bool = False) -> Html:
     parts = []
-    for value in _ticks(*axes.y, most=5):
+    for value in _ticks(*axes.y, most=5, whole=whole):
         y = axes.at_y(value)
         parts.append(tag("path", class_="grid", d=f"M{axes.left:g},{_n(y)}H{_WIDTH - _RIGHT:g}"))
         parts.append(

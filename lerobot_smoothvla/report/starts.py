@@ -39,7 +39,7 @@ class VideoBudget:
             said = f"The video of {label} ({size / _MB:.1f} MB) is left out, as all may take --max_video_mb: "
             return tag("p", said, str(path), class_="note")
         self._left -= size
-        source = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+        source = "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode() + "#t=0.001"
         player = tag(
             "video", src=source, controls=True, muted=True, playsinline=True, aria_label=f"Video: {label}"
         )

@@ -25,15 +25,11 @@ def training_section(arms: Mapping[str, Sequence[TrainingRun]]) -> list[Html]:
     """Curves of every arm, and their numbers."""
     runs = [run for group in arms.values() for run in group]
     units = sorted({run.unit for run in runs})
-    charts = [
-        line_chart(
-            title.format(unit=" or ".join(units)),
-            "iteration",
-            [curve(name, style, label, group) for style, (label, group) in enumerate(arms.items())],
-            from_zero,
-        )
-        for name, (title, from_zero) in _CURVES.items()
-    ]
+    charts = []
+    for name, (title, from_zero) in _CURVES.items():
+        curves = [curve(name, style, label, group) for style, (label, group) in enumerate(arms.items())]
+        if any(math.isfinite(value) for one in curves for value in one.y):
+            charts.append(line_chart(title.format(unit=" or ".join(units)), "iteration", curves, from_zero))
     several = any(len(group) > 1 for group in arms.values())
     labels = [f"{label} ({len(group)} seeds)" if len(group) > 1 else label for label, group in arms.items()]
     note = (

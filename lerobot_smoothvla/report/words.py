@@ -1,7 +1,8 @@
 """What runs and evaluations say, in sentences that are honest about how little a few starts show."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from lerobot_smoothvla.evaluation.evaluate import Evaluation, compare
 from lerobot_smoothvla.evaluation.report import number
@@ -16,22 +17,25 @@ _COMPARED = {
 """Term: its name, its unit, and what a negative and a positive difference mean."""
 
 
-def training_words(label: str, run: TrainingRun) -> str:
-    """What a GRPO run did."""
-    done = f"{label}: {len(run.metrics)} of {run.steps if run.steps is not None else 'unknown'} iterations"
-    starts, size = (run.config.get(f"algorithm.{name}") for name in ("n_groups", "group_size"))
+def training_words(label: str, runs: Sequence[TrainingRun]) -> str:
+    """What the GRPO runs of an arm did, as means where there are several seeds."""
+    done = " and ".join(sorted({f"{len(run.metrics)} of {run.steps or '?'}" for run in runs}))
+    said = f"{label}: {done} iterations"
+    config = runs[0].config
+    starts, size = (config.get(f"algorithm.{name}") for name in ("n_groups", "group_size"))
     if starts and size:
-        done += f" of {starts * size} rollouts ({starts} starts, {size} of each)"
-    if where := run.config.get("env.task"):
-        done += f" on {where}"
-    if (seed := run.config.get("seed")) is not None:
-        done += f", seed {seed}"
-    if not run.metrics:
-        return done + "."
-    ends = [_end(run, name) for name in ("success_rate", "jerk_rms")]
+        said += f" of {starts * size} rollouts ({starts} starts, {size} of each)"
+    if where := config.get("env.task"):
+        said += f" on {where}"
+    seeds = ", ".join(str(run.config["seed"]) for run in runs if run.config.get("seed") is not None)
+    if seeds:
+        said += f", seed{'s' * (len(runs) > 1)} {seeds}"
+    if not any(run.metrics for run in runs):
+        return said + "."
+    success, jerk = (_first_and_last(runs, name) for name in ("success_rate", "jerk_rms"))
     return (
-        f"{done}. From the first to the last iteration, success of its rollouts went {ends[0]} and jerk RMS "
-        f"{ends[1]} {run.unit}/s³."
+        f"{said}. From the first to the last iteration, success of the rollouts went {success} and jerk RMS "
+        f"{jerk} {runs[0].unit}/s³{' (means over seeds)' * (len(runs) > 1)}."
     )
 
 
@@ -84,9 +88,12 @@ def _n_paired(baseline: Evaluation, candidate: Evaluation, term: str) -> int:
     return len(has[0] & has[1])
 
 
-def _end(run: TrainingRun, name: str) -> str:
-    first, last = run.metrics[0].get(name), run.metrics[-1].get(name)
-    return f"from {number(first)} to {number(last)}"
+def _first_and_last(runs: Sequence[TrainingRun], name: str) -> str:
+    ends = []
+    for index in (0, -1):
+        values = [run.metrics[index].get(name) for run in runs if run.metrics]
+        ends.append(number(fmean(values)) if None not in values else "-")
+    return f"from {ends[0]} to {ends[1]}"
 
 
 def _among(interval: Interval) -> str:
