@@ -24,7 +24,7 @@ def training_words(label: str, runs: Sequence[TrainingRun]) -> str:
     config = runs[0].config
     starts, size = (config.get(f"algorithm.{name}") for name in ("n_groups", "group_size"))
     if starts and size:
-        said += f" of {starts * size} rollouts ({starts} starts, {size} of each)"
+        said += f" of {starts * size} rollouts ({starts} start{'s' * (starts != 1)}, {size} of each)"
     if where := config.get("env.task"):
         said += f" on {where}"
     seeds = ", ".join(str(run.config["seed"]) for run in runs if run.config.get("seed") is not None)

@@ -29,7 +29,7 @@ FRAMES = 60
 def dataset(
     root: Path, names, paths, fps: int = 20, robot_type: str | None = "panda", tasks=("a task",)
 ) -> Path:
-    """A dataset with one episode for each (T + 1, D) of `paths`, whose first D dimensions of the state it is."""
+    """A dataset with an episode for each (T + 1, D) of `paths`, the first D dimensions of its state."""
     names = {"motors": list(names)} if names is not None else None
     n_dims = len(names["motors"]) if names else 8
     state = {"dtype": "float32", "shape": (n_dims,), "names": names}
