@@ -37,6 +37,23 @@ def speed(positions: Tensor, dt: float) -> Tensor:
     return velocity(positions, dt).norm(dim=-1)
 
 
+def acceleration(positions: Tensor, dt: float) -> Tensor:
+    """Second difference, a_k = (p_{k+2} - 2 p_{k+1} + p_k) / dt².
+
+    Args:
+        positions: (..., T + 1, D) end-effector positions, m.
+        dt: Control period, s.
+
+    Returns:
+        (..., T - 1, D) acceleration, m/s².
+
+    Raises:
+        ValueError: If `dt` is not positive or there are fewer than 3 samples.
+    """
+    _require(positions.shape[-2], 3, dt, "An acceleration")
+    return positions.diff(n=2, dim=-2) / dt**2
+
+
 def jerk(positions: Tensor, dt: float) -> Tensor:
     """Rate of change of acceleration, by third finite difference.
 

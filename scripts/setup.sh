@@ -67,6 +67,10 @@ renders() { .venv/bin/python -c 'from lerobot_smoothvla.envs.assets import requi
 if ! renders || ! .venv/bin/python -c 'import cv2' 2>/dev/null; then
   install_system "OpenGL for rendering" libegl1 libgl1 libgl1-mesa-dri libosmesa6 libglib2.0-0
 fi
+if [ -z "$(command -v chromium || command -v chromium-browser || command -v google-chrome)" ]; then
+  (install_system "a browser (tests look at the report's pages in it)" chromium) ||
+    echo "setup: going on without a browser: only those tests need it." >&2
+fi
 .venv/bin/python -c 'import cv2
 from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
 print("setup: LIBERO assets in", prepare_libero(), "rendered by", require_gl())'

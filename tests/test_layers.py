@@ -17,6 +17,9 @@ LAYERS = {
     "flow": 1,
     "grpo.objective": 1,
     "evaluation.statistics": 1,
+    "report.markup": 1,
+    "report.figures": 1,
+    "report.page": 1,
     # LeRobot-facing
     "flow.adapters": 2,
     "configuration_smoothvla": 2,
@@ -30,6 +33,7 @@ LAYERS = {
     "presets": 2,
     "selectors": 2,
     "peft_loading": 2,
+    "provenance": 2,
     # rollouts
     "rollout": 3,
     "checkpoint_loading": 3,
@@ -40,6 +44,7 @@ LAYERS = {
     "demo": 4,
     "export": 4,
     "doctor": 4,
+    "report": 4,
     # commands
     "cli": 5,
 }

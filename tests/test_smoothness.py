@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lerobot_smoothvla.smoothness import (
+    acceleration,
     boundary_and_interior_jerk_rms,
     extent,
     jerk,
@@ -94,6 +95,15 @@ def test_a_cubic_has_exactly_its_constant_jerk():
     expected = 6 * coefficients
     torch.testing.assert_close(jerk(positions, DT), expected.expand(17, 3), rtol=0, atol=1e-8)
     assert jerk_rms(positions, DT).item() == pytest.approx(expected.norm().item())
+
+
+def test_a_parabola_has_exactly_its_constant_acceleration():
+    time = torch.arange(12, dtype=torch.float64) * DT
+    positions = (time**2)[:, None] * torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
+    expected = torch.tensor([2.0, -4.0, 1.0], dtype=torch.float64).expand(10, 3)
+    torch.testing.assert_close(acceleration(positions, DT), expected)
+    with pytest.raises(ValueError, match="An acceleration needs at least 3 samples, got 2"):
+        acceleration(positions[:2], DT)
 
 
 def test_a_parabola_has_no_jerk():

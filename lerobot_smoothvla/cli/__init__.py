@@ -1,1 +1,1 @@
-"""Commands: `smoothvla demos | doctor | grpo | eval | demo`."""
+"""Commands: `smoothvla demos | grpo | doctor | eval | report | score | export | demo`."""

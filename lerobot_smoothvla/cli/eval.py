@@ -14,6 +14,7 @@ from lerobot_smoothvla.envs.tasks import require_usable, selected_tasks
 from lerobot_smoothvla.evaluation import report
 from lerobot_smoothvla.evaluation.evaluate import EvaluationConfig, evaluate, evaluation_starts
 from lerobot_smoothvla.filters.configuration import ActionFilterConfig, NoFilterConfig
+from lerobot_smoothvla.provenance import record
 from lerobot_smoothvla.rollout.local import make_engine
 
 
@@ -47,6 +48,7 @@ def run(config: EvalCommandConfig) -> None:
     if configs["policy"] is None:
         raise ValueError("There is nothing to evaluate: pass --policy.path=CHECKPOINT.")
     report.prepare_output_dir(config.output_dir)
+    record(config.output_dir)
     paths = {name: str(checkpoint.pretrained_path) for name, checkpoint in configs.items() if checkpoint}
     actors = {name: load_actor(checkpoint) for name, checkpoint in configs.items() if checkpoint}
     filters = {"policy": config.filter, "compare": config.compare_filter}
@@ -54,7 +56,7 @@ def run(config: EvalCommandConfig) -> None:
     steps = {name: filters[name].step(actor.adapter, config.env) for name, actor in actors.items()}
     results = {}
     for name, actor in actors.items():
-        videos = report.video_paths(starts, config.eval.n_videos, config.output_dir / "videos" / name)
+        videos = report.video_paths(starts, config.eval.n_videos, config.output_dir / report.VIDEOS / name)
         acting = replace(actor, action_filter=steps[name])
         with closing(make_engine(config.env, acting, config.eval.n_workers)) as engine:
             results[name] = evaluate(engine, starts, videos, name, samplers[name], config.eval.condition)
@@ -62,8 +64,8 @@ def run(config: EvalCommandConfig) -> None:
     if "compare" in results:
         print(f"policy minus compare\n{report.comparison_table(results['compare'], results['policy'])}\n")
     used = {name: filters[name].to_json() for name in results}
-    info = report.to_json(paths, results, used, config.eval.condition)
-    print(f"Written to {report.write_info(config.output_dir, info)}")
+    written = report.write(config.output_dir, paths, results, used, config.eval.condition)
+    print(f"Written to {written}")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.grpo.trainer import GRPOTrainer
+from lerobot_smoothvla.provenance import record
 from lerobot_smoothvla.rollout.local import make_engine
 from lerobot_smoothvla.selectors import flag_value
 
@@ -38,7 +39,9 @@ def run(config: GRPOPipelineConfig) -> None:
     algorithm = GRPOAlgorithm(actor, config.algorithm)
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0
     with closing(make_engine(config.env, algorithm.actor, config.n_workers)) as engine:
-        saved = GRPOTrainer(config, algorithm, engine, tasks, iteration).train()
+        trainer = GRPOTrainer(config, algorithm, engine, tasks, iteration)
+        record(config.output_dir, steps=config.steps)
+        saved = trainer.train()
     logging.info("Last checkpoint: %s", saved / "pretrained_model")
     checkpoint.push_to_hub(config, algorithm)
 

@@ -13,9 +13,13 @@ COMMANDS = {
     "grpo": "fine-tune a policy with GRPO and the jerk reward",
     "doctor": "examine a run, with the flags of `grpo`, before hours are spent on it",
     "eval": "measure success and smoothness on given starts, or compare two checkpoints",
+    "report": "show runs, evaluations and comparisons as one HTML page",
+    "score": "measure the smoothness of a dataset's episodes, and find the worst moments",
     "export": "make a plain LeRobot checkpoint of a fine-tuned one: adapters merged, smoothvla as smolvla",
     "demo": "run the whole path: demonstrations, supervised training, GRPO, comparison",
 }
+# The doctor says itself what is missing.
+_NEEDS_NO_SIMULATOR = ("doctor", "export", "report", "score")
 
 
 def usage() -> str:
@@ -46,7 +50,7 @@ def main() -> int:
         elif wants_help(rest):  # LIBERO asks its question on import, so its config is needed even now.
             with contextlib.suppress(OSError, ImportError):
                 prepare_libero(allow_download=False)
-        elif command not in ("export", "doctor"):  # One starts no simulator, the other says what is missing.
+        elif command not in _NEEDS_NO_SIMULATOR:
             prepare_libero()
             require_gl()
         return importlib.import_module(f"lerobot_smoothvla.cli.{command}").main() or 0

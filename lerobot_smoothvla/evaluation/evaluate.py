@@ -7,7 +7,7 @@ to success of a failure, the jerk of an arm that never moved) is NaN, left out o
 import math
 import zlib
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import batched
 from pathlib import Path
 from typing import Any
@@ -133,12 +133,14 @@ class Measurement:
         success: Whether the task was solved within the horizon.
         terms: Those of `smoothness.measure`, `time_to_success` (s) and `action_magnitude` (controller units).
         unit: Of the positions that the terms were measured in.
+        positions: (T + 1, D) the positions themselves, in that unit; None where they were not kept.
     """
 
     start: Start
     success: bool
     terms: dict[str, float]
     unit: str = "m"
+    positions: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,30 @@ class Evaluation:
         }
         return without_nan(info)
 
+    @classmethod
+    def from_json(cls, info: Mapping[str, Any]) -> "Evaluation":
+        """The evaluation that `to_json` wrote, without positions.
+
+        Raises:
+            ValueError: If an entry is missing.
+        """
+        try:
+            return cls(
+                tuple(
+                    Measurement(
+                        Start(*(row[name] for name in ("suite", "task_id", "init_state", "seed"))),
+                        row["success"],
+                        {name: math.nan if value is None else value for name, value in row["terms"].items()},
+                        info.get("unit", "m"),
+                    )
+                    for row in info["per_episode"]
+                )
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"This is no evaluation of `smoothvla eval`: {error!r} went wrong in it; evaluate again."
+            ) from error
+
 
 def evaluate(
     engine: RolloutEngine,
@@ -265,7 +291,7 @@ def measure_episode(episode: Episode) -> Measurement:
     # An episode ends with its success.
     terms["time_to_success"] = episode.n_steps * episode.dt if episode.success else math.nan
     terms["action_magnitude"] = action_magnitude(episode.actions, embodiment)
-    return Measurement(episode.start, bool(episode.success), terms, embodiment.unit)
+    return Measurement(episode.start, bool(episode.success), terms, embodiment.unit, episode.positions)
 
 
 def action_magnitude(actions: Tensor, embodiment: Embodiment) -> float:

@@ -3,9 +3,13 @@
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Start
@@ -15,8 +19,11 @@ from lerobot_smoothvla.jerk_reward import task_key
 
 EVAL_INFO = "eval_info.json"
 """The file's name in LeRobot, too."""
+POSITIONS = "positions.safetensors"
+"""Beside it: `policy/3` are the positions of the fourth episode in `per_episode` of `policy`."""
+VIDEOS = "videos"
 
-_LABELS = {
+LABELS = {
     "jerk_rms": "jerk RMS, {unit}/s³",
     "boundary_jerk_rms": "  between chunks",
     "interior_jerk_rms": "  within chunks",
@@ -27,7 +34,7 @@ _LABELS = {
     "path_length": "path length, {unit}",
     "action_magnitude": "action magnitude",
 }
-_COLUMNS = {
+COLUMNS = {
     "jerk_rms": "jerk {unit}/s³",
     "ldlj": "LDLJ",
     "sparc": "SPARC",
@@ -96,6 +103,62 @@ def write_info(directory: Path, info: Mapping[str, Any], file: str = EVAL_INFO) 
     return directory / file
 
 
+def write(
+    directory: Path,
+    paths: Mapping[str, str],
+    results: Mapping[str, Evaluation],
+    filters: Mapping[str, dict[str, Any]] | None = None,
+    shift: Shift | None = None,
+) -> Path:
+    """Write positions and then `eval_info.json`, whose path it returns; arguments as in `to_json`."""
+    _write_positions(directory, results)
+    return write_info(directory, to_json(paths, results, filters, shift))
+
+
+def _write_positions(directory: Path, results: Mapping[str, Evaluation]) -> None:
+    """Keep every episode's (T + 1, D) float32 positions: some 3 kB an episode, and no pickle.
+
+    They are what the jerk comes from, and too long for a JSON that people read. The control period is an
+    episode's `duration` over T.
+    """
+    tensors = {
+        f"{name}/{index}": measurement.positions.float().contiguous()
+        for name, evaluation in results.items()
+        for index, measurement in enumerate(evaluation.measurements)
+        if measurement.positions is not None
+    }
+    save_file(tensors, directory / POSITIONS)
+
+
+def read_evaluation(directory: Path) -> tuple[dict[str, str], dict[str, Evaluation]]:
+    """The paths and results that `to_json` took, with positions where the directory has them.
+
+    Raises:
+        FileNotFoundError: If it holds no evaluation.
+        ValueError: If what it holds cannot be read.
+    """
+    file, kept = directory / EVAL_INFO, directory / POSITIONS
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+        tensors = load_file(kept) if kept.is_file() else {}
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(f"'{directory}' holds an evaluation that cannot be read ({error}).") from error
+    if "policy" not in info:
+        raise ValueError(f"'{file}' has no entry `policy`: it was not written by `smoothvla eval`.")
+    names = [name for name in ("compare", "policy") if name in info]
+    results = {name: _with_positions(Evaluation.from_json(info[name]), name, tensors) for name in names}
+    return {name: str(info[name].get("path", name)) for name in names}, results
+
+
+def _with_positions(evaluation: Evaluation, name: str, tensors: Mapping[str, Tensor]) -> Evaluation:
+    return Evaluation(
+        tuple(
+            replace(measurement, positions=tensors.get(f"{name}/{index}"))
+            for index, measurement in enumerate(evaluation.measurements)
+        )
+    )
+
+
 def video_paths(starts: Sequence[Start], n_videos: int, directory: Path) -> dict[Start, Path]:
     """Where the videos of the first `n_videos` starts of each task go."""
     paths: dict[Start, Path] = {}
@@ -112,22 +175,31 @@ def video_paths(starts: Sequence[Start], n_videos: int, directory: Path) -> dict
 def evaluation_table(evaluation: Evaluation) -> str:
     """Means per task, and overall with intervals; at most 100 columns wide."""
     overall, unit = evaluation.summary(), evaluation.unit
-    summaries = {**{key: one.summary() for key, one in evaluation.by_task().items()}, "overall": overall}
-    per_task = [["task", "n", "success", "95 %", *(column.format(unit=unit) for column in _COLUMNS.values())]]
-    for name, summary in summaries.items():
-        rate = summary.success_rate
-        means = [_number(_estimate(summary.terms[term])) for term in _COLUMNS]
-        per_task.append([name, str(summary.n_episodes), f"{rate.estimate:.2f}", _bounds(rate), *means])
     terms = [["overall, mean [95 %]", "all episodes", f"{overall.n_successes} successes"]]
-    for term, label in _LABELS.items():
-        terms.append(
-            [label.format(unit=unit), _interval(overall.terms[term]), _among_successes(overall, term)]
-        )
-    return f"{_aligned(per_task)}\n\n{_aligned(terms)}"
+    for term, label in LABELS.items():
+        terms.append([label.format(unit=unit), spelt(overall.terms[term]), _among_successes(overall, term)])
+    return f"{_aligned(task_rows(evaluation))}\n\n{_aligned(terms)}"
+
+
+def task_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Headers, a row for each task, and one overall."""
+    summaries = {key: one.summary() for key, one in evaluation.by_task().items()}
+    headers = [column.format(unit=evaluation.unit) for column in COLUMNS.values()]
+    rows = [["task", "n", "success", "95 %", *headers]]
+    for name, summary in {**summaries, "overall": evaluation.summary()}.items():
+        rate = summary.success_rate
+        means = [number(_estimate(summary.terms[term])) for term in COLUMNS]
+        rows.append([name, str(summary.n_episodes), f"{rate.estimate:.2f}", _bounds(rate), *means])
+    return rows
 
 
 def comparison_table(baseline: Evaluation, candidate: Evaluation) -> str:
     """Both policies' means and the paired differences with intervals; at most 100 columns wide."""
+    return _aligned(comparison_rows(baseline, candidate))
+
+
+def comparison_rows(baseline: Evaluation, candidate: Evaluation) -> list[list[str]]:
+    """Headers, and a row for the success rate and for each term."""
     first, second, difference = baseline.summary(), candidate.summary(), compare(baseline, candidate)
     rows = [
         [
@@ -139,34 +211,34 @@ def comparison_table(baseline: Evaluation, candidate: Evaluation) -> str:
         ],
         [
             "success rate",
-            _number(first.success_rate.estimate),
-            _number(second.success_rate.estimate),
-            _interval(difference.success_rate, signed=True),
+            number(first.success_rate.estimate),
+            number(second.success_rate.estimate),
+            spelt(difference.success_rate, signed=True),
             "",
         ],
     ]
-    for term, label in _LABELS.items():
+    for term, label in LABELS.items():
         rows.append(
             [
                 label.format(unit=baseline.unit),
-                _number(_estimate(first.terms[term])),
-                _number(_estimate(second.terms[term])),
-                _interval(difference.terms[term], signed=True),
+                number(_estimate(first.terms[term])),
+                number(_estimate(second.terms[term])),
+                spelt(difference.terms[term], signed=True),
                 _among_successes(difference, term, signed=True),
             ]
         )
-    return _aligned(rows)
+    return rows
 
 
 def _among_successes(summary: Summary, term: str, signed: bool = False) -> str:
-    return _interval(summary.among_successes[term], signed) if term in AMONG_SUCCESSES else ""
+    return spelt(summary.among_successes[term], signed) if term in AMONG_SUCCESSES else ""
 
 
 def _estimate(interval: Interval | None) -> float | None:
     return None if interval is None else interval.estimate
 
 
-def _number(value: float | None, signed: bool = False) -> str:
+def number(value: float | None, signed: bool = False) -> str:
     """About three significant digits; "-" for what is not there."""
     if value is None:
         return "-"
@@ -178,11 +250,12 @@ def _bounds(interval: Interval) -> str:
     return f"[{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def _interval(interval: Interval | None, signed: bool = False) -> str:
+def spelt(interval: Interval | None, signed: bool = False) -> str:
+    """Estimate and interval; "-" for what is not there."""
     if interval is None:
         return "-"
-    low, high = _number(interval.low, signed), _number(interval.high, signed)
-    return f"{_number(interval.estimate, signed)} [{low}, {high}]"
+    low, high = number(interval.low, signed), number(interval.high, signed)
+    return f"{number(interval.estimate, signed)} [{low}, {high}]"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -7,6 +7,8 @@ from builders import TINY_SMOOTHVLA, save_checkpoint
 
 from lerobot_smoothvla.cli.main import main
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+from lerobot_smoothvla.evaluation.report import read_evaluation
+from lerobot_smoothvla.smoothness import path_length
 
 ENV = ("--env.type=libero", "--env.task=libero_object", "--env.task_ids=[0]", "--env.episode_length=16")
 ENV += ("--env.observation_height=64", "--env.observation_width=64")
@@ -47,6 +49,21 @@ def test_two_checkpoints_are_compared_on_the_same_starts(checkpoints, tmp_path, 
     assert videos == [
         f"videos/{name}/libero_object_0/init_40_seed_1040.mp4" for name in ("compare", "policy")
     ]
+
+    _, results = read_evaluation(output)
+    for name, result in results.items():
+        for kept in result.measurements:
+            assert kept.positions is not None and len(kept.positions) == 17
+            assert path_length(kept.positions).item() == pytest.approx(kept.terms["path_length"], abs=1e-4), (
+                name
+            )
+    [origin] = [json.loads(line) for line in (output / "provenance.jsonl").read_text().splitlines()]
+    assert origin["command"].startswith("smoothvla eval --env.type=libero")
+
+    monkeypatch.setattr(sys, "argv", ["smoothvla", "report", str(output)])
+    assert main() == 0
+    page = (output / "report.html").read_text()
+    assert "Jerk, m/s³" in page and page.count("<video") == 2
 
 
 def test_each_policy_acts_through_its_own_filter_in_a_shifted_scene(

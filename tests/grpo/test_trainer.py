@@ -20,6 +20,8 @@ from lerobot_smoothvla.cli.main import main
 from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.grpo.trainer import iteration_metrics, sample_starts
+from lerobot_smoothvla.report.build import ReportConfig, write_report
+from lerobot_smoothvla.report.runs import read_runs
 
 METRICS = {
     "iteration",
@@ -46,6 +48,14 @@ def settings() -> tuple[str, ...]:
 
 
 # --- real runs
+
+
+def test_a_run_can_be_reported_and_says_where_it_comes_from(uninterrupted, tmp_path):
+    [run], _ = read_runs([uninterrupted])
+    assert run.finished and run.unit == "m" and run.steps == 2
+    assert run.provenance[0]["command"].startswith("smoothvla grpo") and run.provenance[0]["steps"] == 2
+    page = write_report(ReportConfig([uninterrupted], tmp_path / "page.html")).read_text()
+    assert "2 of 2 iterations of 4 rollouts (1 start, 4 of each) on libero_object, seed 3" in page
 
 
 def test_every_iteration_learns_and_is_a_checkpoint(uninterrupted, warm_start):

@@ -1,0 +1,1 @@
+"""Runs, evaluations and datasets as one HTML page that needs no network."""
