@@ -134,7 +134,7 @@ class JerkRewardConfig:
         return (1 + math.tanh((value - reference) / 4)) / 2
 
     def chunk_smoothness(self, jerks: Tensor, task_key: str) -> Tensor:
-        """s of (C,) chunks by their jerk RMS in m/s³; NaN where that is, and with "ldlj", which no part has.
+        """Smoothness s of (C,) chunks by their jerk RMS in m/s³; NaN with "ldlj", which no part has.
 
         Raises:
             ValueError: If the task has no reference.
@@ -168,7 +168,8 @@ class JerkRewardProcessorStep(ProcessorStep):
         embodiment: Optional `Embodiment` of the positions; LIBERO's without it.
 
     Writes the total into the transition's reward, and into its info `success`, `smoothness`, `total`,
-    `chunk_smoothness` (C,) and `terms`: those of `smoothness.measure` and `time_to_success` (s, NaN for a failure), named and unweighted.
+    `chunk_smoothness` (C,) and `terms`: those of `smoothness.measure` and `time_to_success` (s, NaN for a
+    failure), named and unweighted.
     """
 
     def __init__(self, config: JerkRewardConfig | None = None, **settings: Any) -> None:

@@ -107,7 +107,9 @@ def boundary_and_interior_jerk_rms(
     return _rms(jerks, counted & crosses), _rms(jerks, counted & ~crosses)
 
 
-def chunk_jerk_rms(positions: Tensor, dt: float, executed: Tensor, moving_speed: float | None = None) -> Tensor:
+def chunk_jerk_rms(
+    positions: Tensor, dt: float, executed: Tensor, moving_speed: float | None = None
+) -> Tensor:
     """Jerk RMS of each chunk.
 
     Jerk sample j_k belongs to the chunk of its last control step, k + 2: so the jerk where two chunks meet is

@@ -92,8 +92,8 @@ class DemosConfig:
             expert's own at the state that the noise led to, so that the policy learns to come back
             (Laskey et al., DART, arXiv 1703.09327).
         noise_std: Of the noise on the displacement at full speed, in action units (1.0 is 0.05 m in LIBERO).
-        tremor_std: Of white noise on the displacement of every episode, executed and recorded, in action units:
-            the unsteady hand of a person, which a policy that imitates it has, too.
+        tremor_std: Of white noise on the displacement in every episode, executed and recorded, in action
+            units: the unsteady hand of a person, which a policy that imitates it has, too.
         speed: Factor on the speed of LIBERO's expert.
         speed_spread: Each episode's speed is `speed` times or divided by at most 1 + `speed_spread`.
         n_workers: Processes; one a core.

@@ -152,7 +152,7 @@ def crossed_bootstrap_interval(
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 2 or not np.isfinite(values).any():
         raise ValueError(
-            f"`differences` should be (runs, starts) with at least one finite value, got shape {values.shape}; "
+            f"`differences` should be (runs, starts) with at least one finite value, got {values.shape}; "
             "leave a term out that no pair of episodes has."
         )
     n_runs, n_starts = values.shape

@@ -73,11 +73,10 @@ def chunk_advantages(
     advantages = [by_success[e].repeat(len(chunks)) for e, chunks in enumerate(chunk_smoothness)]
     solved = (success > 0.5).nonzero()[:, 0].tolist()
     if mode != "joint" and solved:
-        by_smoothness: Sequence[Tensor] = (
-            _phase_advantages([chunk_smoothness[e] for e in solved], std_floor)
-            if mode == "chunkwise"
-            else _normalise(smoothness[solved].float(), std_floor)[:, None]
-        )
+        if mode == "chunkwise":
+            by_smoothness = _phase_advantages([chunk_smoothness[e] for e in solved], std_floor)
+        else:
+            by_smoothness = list(_normalise(smoothness[solved].float(), std_floor))
         for e, of_episode in zip(solved, by_smoothness, strict=True):
             advantages[e] += smoothness_weight * of_episode
     return torch.cat(advantages)
@@ -86,12 +85,12 @@ def chunk_advantages(
 def _phase_advantages(smoothness: Sequence[Tensor], std_floor: float) -> list[Tensor]:
     """How much smoother each chunk was than the group's others at the same phase of the movement.
 
-    A reaching arm, a closing gripper and a carried object have jerks of their own, so a chunk is compared with
-    those of its phase: chunk c of C is in phase ⌊_PHASES·(c + ½) / C⌋.
+    A reaching arm, a closing gripper and a carried object have jerks of their own, so a chunk is compared
+    with those of its phase: chunk c of C is in phase ⌊_PHASES·(c + ½) / C⌋.
     A_c = (s_c − mean of its phase) / (std of all these differences + std_floor).
 
     Args:
-        smoothness: (C_e,) s of the chunks of each episode, in [0, 1]; NaN where nothing moved, which has A = 0.
+        smoothness: (C_e,) s of the chunks of each episode, in [0, 1]; NaN where nothing moved: A = 0.
         std_floor: Added to the std; s is of order one.
 
     Returns:
