@@ -28,6 +28,7 @@ from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from tqdm import tqdm
 
 from lerobot_smoothvla.demos.experts import Labels, labels, make_expert, require_expert
+from lerobot_smoothvla.envs.chunked import ChunkedEnv
 from lerobot_smoothvla.envs.tasks import (
     TRAINING_SEEDS,
     has_init_states,
@@ -320,25 +321,30 @@ def _record_attempt(config: DemosConfig, attempt: Attempt) -> None:
     _simulators = _simulators or Simulators(config.env, limit=1)
     draft = attempt.directory.with_suffix(".draft")
     shutil.rmtree(draft, ignore_errors=True)
-    if _record_episode(config, attempt, draft):
+    env = _simulators.get(attempt.start.suite, attempt.start.task_id)
+    if record_episode(env, config, attempt, draft):
         draft.rename(attempt.directory)
     else:
         shutil.rmtree(draft)
         attempt.failed.touch()
 
 
-def _record_episode(config: DemosConfig, attempt: Attempt, directory: Path) -> bool:
+def record_episode(env: ChunkedEnv, config: DemosConfig, attempt: Attempt, directory: Path) -> bool:
     """Record one episode, whatever its outcome, as a dataset in `directory`.
 
     Rendering every step of an attempt that fails in the end is cheaper than a rehearsal without cameras, as
     the expert fails in less than one attempt out of ten and the rehearsal takes a tenth of the time.
 
+    Args:
+        env: Of the attempt's task.
+        config: How the expert moves, and what is kept.
+        attempt: What to record.
+        directory: Must not exist.
+
     Returns:
         Whether the task was solved.
     """
-    assert _simulators is not None
     start = attempt.start
-    env = _simulators.get(start.suite, start.task_id)
     generator = np.random.default_rng((start.seed, start.task_id, start.init_state))
     observation = env.reset_to(start)
     speed = config.speed * (1.0 + config.speed_spread) ** generator.uniform(-1.0, 1.0)
