@@ -1,19 +1,15 @@
 """The whole path on real LIBERO: demonstrations → `lerobot-train` → `smoothvla grpo` → comparison.
 
-Every stage is the command that a user would type, in a process of its own. A stage that is done is skipped,
-so an interrupted demo goes on when it is started again.
+Every stage is the command that a user would type; see `stages`.
 """
 
 import json
-import os
-import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from lerobot_smoothvla.stages import Stage, run_stages
 
 _LAST = Path("checkpoints") / "last" / "pretrained_model"
 _ONE_CORE = {"OMP_NUM_THREADS": "1"}
@@ -53,25 +49,6 @@ class DemoConfig:
     eval_episodes: int = 20
     n_workers: int = 2
     seed: int = 1
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command of the demo.
-
-    Attributes:
-        name: Of its directory in the output directory.
-        command: Program and arguments.
-        done: What is there once it has finished.
-        environment: Variables it gets.
-        restarts: Whether the command cannot go on with what an interrupted one left, so that goes first.
-    """
-
-    name: str
-    command: list[str]
-    done: Callable[[], bool]
-    environment: dict[str, str] = field(default_factory=dict)
-    restarts: bool = False
 
 
 def stages(config: DemoConfig) -> list[Stage]:
@@ -159,27 +136,7 @@ def run(config: DemoConfig) -> Path:
     Raises:
         ChildProcessError: If a stage fails; its own message is above it.
     """
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    minutes_file = config.output_dir / "minutes.json"
-    minutes = json.loads(minutes_file.read_text()) if minutes_file.is_file() else {}
-    names = [stage.name for stage in stages(config)]
-    for index, name in enumerate(names):
-        stage = stages(config)[index]
-        print(f"\n=== {index + 1} of {len(names)}: {name}\n$ {' '.join(stage.command)}\n", flush=True)
-        if stage.done():
-            print("Done before.", flush=True)
-            continue
-        if stage.restarts:
-            shutil.rmtree(config.output_dir / name, ignore_errors=True)
-        began = time.perf_counter()
-        code = subprocess.run(stage.command, env={**os.environ, **stage.environment}, check=False).returncode
-        if code != 0 or not stage.done():
-            raise ChildProcessError(
-                f"The demo's stage '{name}' ended with exit code {code}; its message is above. "
-                "Run the same command again to continue from here."
-            )
-        minutes[name] = minutes.get(name, 0.0) + (time.perf_counter() - began) / 60
-        minutes_file.write_text(json.dumps(minutes, indent=2) + "\n")
+    minutes = run_stages(lambda: stages(config), config.output_dir)
     info = json.loads((config.output_dir / "evaluation" / "eval_info.json").read_text())
     summary = config.output_dir / "summary.json"
     summary.write_text(json.dumps(summarise(info, minutes), indent=2) + "\n")

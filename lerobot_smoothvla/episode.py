@@ -109,16 +109,18 @@ class ScoredEpisode:
 
     Attributes:
         episode: The rollout.
-        terms: Named, unweighted measurements (`jerk_rms` in m/s³, `ldlj`, `time_to_success` in s, ...).
         success: 0.0 or 1.0.
         smoothness: Bounded smoothness s in [0, 1]; 0 where nothing moved.
         total: The combined reward.
+        chunk_smoothness: (C,) s of each chunk by its own jerk RMS; NaN where nothing moved.
+        terms: Named, unweighted measurements (`jerk_rms` in m/s³, `ldlj`, `time_to_success` in s, ...).
     """
 
     episode: Episode
     success: float
     smoothness: float
     total: float
+    chunk_smoothness: Tensor
     terms: dict[str, float] = field(default_factory=dict)
 
 

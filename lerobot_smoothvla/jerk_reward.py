@@ -28,7 +28,7 @@ from lerobot.processor.converters import create_transition
 from torch import Tensor
 
 from lerobot_smoothvla.episode import Embodiment, Episode, ScoredEpisode, Start
-from lerobot_smoothvla.smoothness import measure, time_to_success
+from lerobot_smoothvla.smoothness import chunk_jerk_rms, measure, time_to_success
 
 Signal = Literal["jerk_rms", "ldlj"]
 Combination = Literal["sum", "gated"]
@@ -133,6 +133,16 @@ class JerkRewardConfig:
         # The logistic function, by a form that cannot overflow.
         return (1 + math.tanh((value - reference) / 4)) / 2
 
+    def chunk_smoothness(self, jerks: Tensor, task_key: str) -> Tensor:
+        """Smoothness s of (C,) chunks by their jerk RMS in m/s³; NaN with "ldlj", which no part has.
+
+        Raises:
+            ValueError: If the task has no reference.
+        """
+        if self.signal == "ldlj":
+            return torch.full_like(jerks, torch.nan)
+        return 1 / (1 + jerks / self.reference_of(task_key))
+
     def combine(self, success: float, smoothness: float) -> float:
         """The total reward R of a success in {0, 1} and a smoothness s in [0, 1]."""
         if self.combination == "sum":
@@ -157,8 +167,9 @@ class JerkRewardProcessorStep(ProcessorStep):
         task_key: "suite/task_id".
         embodiment: Optional `Embodiment` of the positions; LIBERO's without it.
 
-    Writes the total into the transition's reward, and into its info `success`, `smoothness`, `total` and
-    `terms`: those of `smoothness.measure` and `time_to_success` (s, NaN for a failure), named and unweighted.
+    Writes the total into the transition's reward, and into its info `success`, `smoothness`, `total`,
+    `chunk_smoothness` (C,) and `terms`: those of `smoothness.measure` and `time_to_success` (s, NaN for a
+    failure), named and unweighted.
     """
 
     def __init__(self, config: JerkRewardConfig | None = None, **settings: Any) -> None:
@@ -184,9 +195,10 @@ class JerkRewardProcessorStep(ProcessorStep):
                 "score an `Episode` with `score`, or fill them in."
             )
         embodiment = self.config.embodiment(data.get("embodiment", Embodiment()))
-        terms = _terms(
-            data["positions"], data["dt"], data["executed"], data["success"], embodiment.moving_speed
-        )
+        dt = data["dt"]
+        positions, executed = _until_success(data["positions"], data["executed"], data["success"])
+        terms = measure(positions, dt, executed, embodiment.moving_speed)
+        terms["time_to_success"] = time_to_success(data["success"], dt).item()
         success = 0.0 if math.isnan(terms["time_to_success"]) else 1.0
         smoothness = self.config.smoothness(terms, data["task_key"], embodiment)
         total = self.config.combine(success, smoothness)
@@ -197,6 +209,9 @@ class JerkRewardProcessorStep(ProcessorStep):
             "success": success,
             "smoothness": smoothness,
             "total": total,
+            "chunk_smoothness": self.config.chunk_smoothness(
+                _chunk_jerks(positions, dt, executed, embodiment.moving_speed), data["task_key"]
+            ),
             "terms": terms,
         }
         return scored
@@ -224,6 +239,7 @@ def score(episode: Episode, step: JerkRewardProcessorStep) -> ScoredEpisode:
         success=info["success"],
         smoothness=info["smoothness"],
         total=info["total"],
+        chunk_smoothness=info["chunk_smoothness"],
         terms=info["terms"],
     )
 
@@ -273,10 +289,15 @@ def _episode_inputs(episode: Episode) -> dict[str, Any]:
     }
 
 
-def _terms(
-    positions: Tensor, dt: float, executed: Tensor, success: Tensor, moving_speed: float
-) -> dict[str, float]:
-    """Terms of (T + 1, D) positions up to the first success in (T,) flags, and the time to it."""
+def _chunk_jerks(positions: Tensor, dt: float, executed: Tensor, moving_speed: float) -> Tensor:
+    """(C,) jerk RMS of each chunk, also of an episode too short to have any."""
+    if len(positions) < 4:
+        return torch.full((len(executed),), torch.nan, dtype=positions.dtype)
+    return chunk_jerk_rms(positions, dt, executed, moving_speed)
+
+
+def _until_success(positions: Tensor, executed: Tensor, success: Tensor) -> tuple[Tensor, Tensor]:
+    """(T + 1, D) positions and (C,) executed steps up to the first success in (T,) flags."""
     n_steps = len(success)
     if len(positions) != n_steps + 1 or int(executed.sum()) != n_steps:
         raise ValueError(
@@ -286,6 +307,5 @@ def _terms(
     if success.any():
         n_steps = int(success.int().argmax()) + 1
     ends = executed.cumsum(dim=0).clamp(max=n_steps)
-    executed = ends.diff(prepend=ends.new_zeros(1))
-    terms = measure(positions[: n_steps + 1], dt, executed, moving_speed)
-    return terms | {"time_to_success": time_to_success(success, dt).item()}
+    # Differences of float32 positions lose digits, see `measure`.
+    return positions[: n_steps + 1].double(), ends.diff(prepend=ends.new_zeros(1))

@@ -124,6 +124,32 @@ def boundary_and_interior_jerk_rms(
     return _rms(jerks, counted & crosses), _rms(jerks, counted & ~crosses)
 
 
+def chunk_jerk_rms(
+    positions: Tensor, dt: float, executed: Tensor, moving_speed: float | None = None
+) -> Tensor:
+    """Jerk RMS of each chunk.
+
+    Jerk sample j_k belongs to the chunk of its last control step, k + 2: so the jerk where two chunks meet is
+    the later one's, which was chosen with the earlier one already under way.
+
+    Args:
+        positions: (T + 1, D) end-effector positions of one episode, m.
+        dt: Control period, s.
+        executed: (C,) how many steps of each chunk were run; their sum is T.
+        moving_speed: As in `jerk_rms`.
+
+    Returns:
+        (C,) jerk RMS, m/s³; NaN where a chunk has no sample that counts.
+
+    Raises:
+        ValueError: If `dt` is not positive or there are fewer than 4 samples.
+    """
+    jerks, counted = jerk(positions, dt), _counted(positions, dt, moving_speed)
+    chunks = torch.arange(len(executed)).repeat_interleave(executed.cpu())[2:]
+    of_chunk = chunks == torch.arange(len(executed))[:, None]
+    return _rms(jerks.expand(len(executed), -1, -1), counted & of_chunk.to(counted.device))
+
+
 def log_dimensionless_jerk(velocities: Tensor, dt: float) -> Tensor:
     """LDLJ: negative, larger is smoother; the same path driven slower or drawn larger has the same value.
 

@@ -68,5 +68,7 @@ def sampled_group(
         episode = sampled_episode(actor, estimator, 100 * seed + index, executed, instruction)
         smoothness = 0.2 + 0.1 * index
         total = solved * (1 + 0.5 * smoothness)
-        scored.append(ScoredEpisode(replace(episode, success=bool(solved)), float(solved), smoothness, total))
+        by_chunk = smoothness + 0.1 * torch.arange(len(episode.executed))
+        episode = replace(episode, success=bool(solved))
+        scored.append(ScoredEpisode(episode, float(solved), smoothness, total, by_chunk))
     return Group(tuple(scored))

@@ -22,7 +22,7 @@ from lerobot_smoothvla.jerk_reward import (
     score,
     task_key,
 )
-from lerobot_smoothvla.smoothness import measure
+from lerobot_smoothvla.smoothness import chunk_jerk_rms, measure
 
 DT = 0.05
 HORIZON = 280
@@ -155,6 +155,22 @@ def test_the_terms_are_those_of_the_evaluation_unweighted():
     expected = measure(shaky_reach(), DT, torch.tensor([8] * 7 + [4])) | {"time_to_success": 3.0}
     assert terms == pytest.approx(expected)
     assert math.isnan(score(episode(shaky_reach(), False), step()).terms["time_to_success"])
+
+
+def test_each_chunk_has_the_smoothness_of_its_own_jerk():
+    shaken = reach(60)
+    shaken[20:24] += 0.001 * torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)[:, None]
+    scored = score(episode(shaken, True), step(reference=8.5))
+    jerks = chunk_jerk_rms(shaken, DT, torch.tensor([8] * 7 + [4]), 0.01)
+    torch.testing.assert_close(scored.chunk_smoothness, 1 / (1 + jerks / 8.5))
+    assert sorted(scored.chunk_smoothness.argsort()[:2].tolist()) == [2, 3]
+
+
+@pytest.mark.parametrize("positions", [stand_still(), stand_still(0), reach(2)])
+def test_chunks_in_which_nothing_moves_have_no_smoothness(positions):
+    scored = score(episode(positions, False), step())
+    assert scored.chunk_smoothness.shape == scored.episode.executed.shape
+    assert scored.chunk_smoothness.isnan().all()
 
 
 # What it never pays
@@ -340,7 +356,9 @@ def test_the_step_survives_a_pipelines_save_and_load(tmp_path, reference):
     flags[-1] = True
     transition = create_transition(complementary_data=inputs(shaky_reach(), flags))
     transition[TransitionKey.COMPLEMENTARY_DATA]["executed"] = torch.tensor([32, 28])  # else a term is NaN
-    assert loaded(transition) == JerkRewardProcessorStep(config)(transition)
+    infos = [scorer(transition)[TransitionKey.INFO] for scorer in (loaded, JerkRewardProcessorStep(config))]
+    by_chunk = [info.pop("chunk_smoothness") for info in infos]
+    assert infos[0] == infos[1] and by_chunk[0].isnan().all() and by_chunk[1].isnan().all()
 
 
 def test_the_step_leaves_its_input_as_it_was_and_keeps_what_it_does_not_know():

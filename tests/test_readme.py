@@ -108,7 +108,7 @@ def test_the_glossary_has_every_name_of_an_evaluation(failure: Episode):
 
 def test_the_glossary_has_every_metric_of_an_iteration(failure: Episode):
     terms = measure_episode(failure).terms
-    group = Group((ScoredEpisode(failure, 0.0, 0.5, 0.0, terms),) * 2)
+    group = Group((ScoredEpisode(failure, 0.0, 0.5, 0.0, torch.full((1,), 0.5), terms),) * 2)
     config = SmoothVLAConfig(**TINY_SMOOTHVLA)
     actor = Actor(SmoothVLAPolicy(config), *make_pre_post_processors(config))
     stats = GRPOAlgorithm(actor, GRPOConfig()).update(iter([[group]]))

@@ -11,6 +11,7 @@ from torch import Tensor
 from lerobot_smoothvla.smoothness import (
     acceleration,
     boundary_and_interior_jerk_rms,
+    chunk_jerk_rms,
     extent,
     jerk,
     jerk_rms,
@@ -220,6 +221,27 @@ def test_boundary_and_interior_equal_a_naive_loop(seed, executed, moving_speed):
         terms = squares[crosses]
         expected = math.sqrt(sum(terms) / len(terms)) if terms else math.nan
         assert value.item() == pytest.approx(expected, nan_ok=True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=seeds,
+    executed=st.lists(st.integers(0, 6), min_size=1, max_size=6).filter(lambda e: sum(e) >= 3),
+    moving_speed=st.sampled_from([None, 0.3]),
+)
+def test_the_jerk_of_chunks_equals_a_naive_loop(seed, executed, moving_speed):
+    n_steps = sum(executed)
+    positions = random_walk(seed, n_steps + 1, 3)
+    owner = [chunk for chunk, n in enumerate(executed) for _ in range(n)]
+    jerks, speeds = jerk(positions, DT), speed(positions, DT)
+    squares: list[list[float]] = [[] for _ in executed]
+    for k in range(n_steps - 2):
+        if moving_speed is None or max(speeds[k : k + 3]) > moving_speed:
+            squares[owner[k + 2]].append(jerks[k].square().sum().item())
+
+    measured = chunk_jerk_rms(positions, DT, torch.tensor(executed), moving_speed)
+    expected = [math.sqrt(sum(of) / len(of)) if of else math.nan for of in squares]
+    assert measured.tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_kink_at_a_chunk_boundary_is_boundary_jerk_alone():

@@ -81,7 +81,7 @@ def labels(config: EnvConfig) -> Labels:
     return LIBERO_LABELS if isinstance(config, LiberoEnvConfig) else METAWORLD_LABELS
 
 
-def require_expert(config: EnvConfig, tasks: Sequence[Task], speed: float) -> None:
+def require_expert(config: EnvConfig, tasks: Sequence[Task], speed: float, speed_spread: float) -> None:
     """Reject tasks that nobody can demonstrate.
 
     Raises:
@@ -94,10 +94,10 @@ def require_expert(config: EnvConfig, tasks: Sequence[Task], speed: float) -> No
             f"There are scripted experts for environments of type libero and metaworld, none for "
             f"'{config.type}'; record demonstrations with `lerobot-record`, or take a dataset from the Hub."
         )
-    elif speed != 1.0:
+    elif (speed, speed_spread) != (1.0, 0.0):
         raise ValueError(
-            f"`speed` is a setting of LIBERO's expert, got {speed}; Meta-World's policies have a speed of "
-            "their own: leave it out."
+            f"`speed` and `speed_spread` are settings of LIBERO's expert, got {speed} and {speed_spread}; "
+            "Meta-World's policies have a speed of their own: leave them out."
         )
 
 

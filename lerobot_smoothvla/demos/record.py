@@ -6,6 +6,7 @@ number of processes, and renames the result: a directory `<root>` is always a wh
 """
 
 import json
+import math
 import multiprocessing as mp
 import os
 import shutil
@@ -27,6 +28,7 @@ from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from tqdm import tqdm
 
 from lerobot_smoothvla.demos.experts import Labels, labels, make_expert, require_expert
+from lerobot_smoothvla.envs.chunked import ChunkedEnv
 from lerobot_smoothvla.envs.tasks import (
     TRAINING_SEEDS,
     has_init_states,
@@ -91,7 +93,10 @@ class DemosConfig:
             expert's own at the state that the noise led to, so that the policy learns to come back
             (Laskey et al., DART, arXiv 1703.09327).
         noise_std: Of the noise on the displacement at full speed, in action units (1.0 is 0.05 m in LIBERO).
+        tremor_std: Of white noise on the displacement in every episode, executed and recorded, in action
+            units: the unsteady hand of a person, which a policy that imitates it has, too.
         speed: Factor on the speed of LIBERO's expert.
+        speed_spread: Each episode's speed is `speed` times or divided by at most 1 + `speed_spread`.
         n_workers: Processes; one a core.
     """
 
@@ -102,18 +107,20 @@ class DemosConfig:
     seed: int = 0
     noise_share: float = 1 / 3
     noise_std: float = 0.15
+    tremor_std: float = 0.0
     speed: float = 1.0
+    speed_spread: float = 0.0
     n_workers: int = 2
 
     def __post_init__(self) -> None:
         """Reject what cannot be recorded."""
         if self.episodes_per_task < 1:
             raise ValueError(f"`episodes_per_task` should be at least 1, got {self.episodes_per_task}.")
-        if not 0 <= self.noise_share <= 1 or self.noise_std < 0:
-            raise ValueError(
-                "`noise_share` should be in [0, 1] and `noise_std` not negative, "
-                f"got {self.noise_share} and {self.noise_std}."
-            )
+        if not 0 <= self.noise_share <= 1:
+            raise ValueError(f"`noise_share` should be in [0, 1], got {self.noise_share}.")
+        for name in ("noise_std", "tremor_std", "speed_spread"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` should not be negative, got {getattr(self, name)}.")
         if self.speed <= 0:
             raise ValueError(f"`speed` should be a positive factor, got {self.speed}.")
         if self.n_workers < 1:
@@ -152,7 +159,7 @@ def attempts(config: DemosConfig, directory: Path) -> list[Attempt]:
         ValueError: If a task does not exist, no expert can do it, or it lacks an initial state.
     """
     tasks = selected_tasks(config.env)
-    require_expert(config.env, tasks, config.speed)
+    require_expert(config.env, tasks, config.speed, config.speed_spread)
     require_init_states(config.env, tasks, config.init_states)
     first, end = config.init_states
     found = []
@@ -314,32 +321,40 @@ def _record_attempt(config: DemosConfig, attempt: Attempt) -> None:
     _simulators = _simulators or Simulators(config.env, limit=1)
     draft = attempt.directory.with_suffix(".draft")
     shutil.rmtree(draft, ignore_errors=True)
-    if _record_episode(config, attempt, draft):
+    env = _simulators.get(attempt.start.suite, attempt.start.task_id)
+    if record_episode(env, config, attempt, draft):
         draft.rename(attempt.directory)
     else:
         shutil.rmtree(draft)
         attempt.failed.touch()
 
 
-def _record_episode(config: DemosConfig, attempt: Attempt, directory: Path) -> bool:
+def record_episode(env: ChunkedEnv, config: DemosConfig, attempt: Attempt, directory: Path) -> bool:
     """Record one episode, whatever its outcome, as a dataset in `directory`.
 
     Rendering every step of an attempt that fails in the end is cheaper than a rehearsal without cameras, as
     the expert fails in less than one attempt out of ten and the rehearsal takes a tenth of the time.
 
+    Args:
+        env: Of the attempt's task.
+        config: How the expert moves, and what is kept.
+        attempt: What to record.
+        directory: Must not exist.
+
     Returns:
         Whether the task was solved.
     """
-    assert _simulators is not None
     start = attempt.start
-    env = _simulators.get(start.suite, start.task_id)
     generator = np.random.default_rng((start.seed, start.task_id, start.init_state))
     observation = env.reset_to(start)
-    expert = make_expert(env, config.env, config.speed)
+    speed = config.speed * (1.0 + config.speed_spread) ** generator.uniform(-1.0, 1.0)
+    expert = make_expert(env, config.env, speed)
     dataset = _create_dataset(config.dataset, labels(config.env), observation, directory)
     noise = np.zeros(3)
     while True:
         action = expert.act()
+        action[:3] += config.tremor_std * generator.standard_normal(3)
+        action = np.clip(action, -1.0, 1.0)
         frame = {key: _channels_last(value.numpy()) for key, value in observation.items()}
         dataset.add_frame({**frame, "action": action.astype(np.float32), "task": env.task_description})
         noise = _NOISE_MEMORY * noise + np.sqrt(1 - _NOISE_MEMORY**2) * generator.standard_normal(3)

@@ -224,7 +224,10 @@ def update(actor: Actor, config: GRPOConfig, groups: Sequence[Sequence[Episode]]
     for episodes in groups:
         if n_chunks < config.microbatch_size:
             turns = [float(index % 2) for index in range(len(episodes))]
-            scored = (ScoredEpisode(e, turn, 0.5, turn) for e, turn in zip(episodes, turns, strict=True))
+            scored = (
+                ScoredEpisode(e, turn, 0.5, turn, torch.full((len(e.executed),), 0.5))
+                for e, turn in zip(episodes, turns, strict=True)
+            )
             chosen.append(Group(tuple(scored)))
             n_chunks += sum(len(episode.executed) for episode in episodes)
     peak = _PeakMemory(actor.policy.config.device)

@@ -17,7 +17,7 @@ from torch.optim import AdamW, Optimizer
 from lerobot_smoothvla.episode import Episode, Group
 from lerobot_smoothvla.flow.adapters.execution import store_frozen_in_bf16
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
-from lerobot_smoothvla.grpo.objective import chunk_weights, clipped_objective, group_advantages, keep_group
+from lerobot_smoothvla.grpo.objective import chunk_advantages, chunk_weights, clipped_objective, keep_group
 from lerobot_smoothvla.rollout.engine import Actor
 
 _MEANS = ("loss", "grad_norm", "ratio_deviation", "clip_fraction", "approx_kl")
@@ -33,7 +33,7 @@ class Replay:
         instructions: N task strings.
         record: (N, ...) of the ratio estimator.
         executed: (N, H) bool.
-        advantages: (N,) of each chunk's episode.
+        advantages: (N,).
         weights: (N,), each episode's sum to 1.
     """
 
@@ -78,10 +78,11 @@ class Replay:
             if not keep_group(success, config.reward.weight):
                 continue
             advantages.append(
-                group_advantages(
+                chunk_advantages(
                     success,
                     smoothness,
                     total,
+                    [scored.chunk_smoothness for scored in group.episodes],
                     mode=config.advantage,
                     smoothness_weight=config.reward.weight,
                     std_floor=config.std_floor,
@@ -103,7 +104,7 @@ class Replay:
                 key: torch.cat([episode.record[key] for episode in episodes]) for key in episodes[0].record
             },
             executed=(steps >= 0) & (steps < n_executed),
-            advantages=torch.cat(advantages).repeat_interleave(chunks),
+            advantages=torch.cat(advantages),
             weights=chunk_weights(chunks),
         )
 

@@ -67,7 +67,8 @@ class GRPOConfig(RLAlgorithmConfig):
         negative: How negative advantages are bounded, see `grpo.objective.clipped_objective`.
         negative_weight: Weight of negative advantages in [0, 1].
         kl_weight: Weight of the divergence from the policy that sampled.
-        advantage: `separate` normalises success and smoothness apart, `joint` their total.
+        advantage: `separate` normalises success and smoothness apart, `joint` their total; `chunkwise` is
+            `separate` with the smoothness of each chunk, not of its episode.
         std_floor: Added to every standard deviation that normalises.
         reward: The jerk reward; its λ is 0 for success alone.
     """
@@ -135,6 +136,11 @@ class GRPOConfig(RLAlgorithmConfig):
                 raise ValueError(f"`{name}` should be positive, got {value}.")
         if self.clip_low is not None and not 0 < self.clip_low < 1:
             raise ValueError(f"`clip_low` should be in (0, 1), got {self.clip_low}.")
+        if self.advantage == "chunkwise" and self.reward.signal == "ldlj":
+            raise ValueError(
+                "`advantage` 'chunkwise' needs the jerk of each chunk, but LDLJ is of a whole movement; pass "
+                "--algorithm.reward.signal=jerk_rms or --algorithm.advantage=separate."
+            )
         if not 0 <= self.negative_weight <= 1:
             raise ValueError(f"`negative_weight` should be in [0, 1], got {self.negative_weight}.")
         if not 0 <= self.kl_weight < math.inf:

@@ -1,19 +1,22 @@
 """From rewards to the loss of one update.
 
-Dims: G rollouts of one start, N replayed chunks, R ratio terms a chunk, E episodes.
+Dims: G rollouts of one start, N replayed chunks, C_e of them in episode e of E, R ratio terms a chunk.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-AdvantageMode = Literal["joint", "separate"]
+AdvantageMode = Literal["joint", "separate", "chunkwise"]
 NegativeSide = Literal["clip", "quadratic"]
 
 # exp(20) squared is still finite in float32.
 _MAX_LOG_RATIO = 20.0
+# Reach, grasp, lift, carry, lower, release.
+_PHASES = 6
 
 
 def keep_group(success: Tensor, smoothness_weight: float) -> bool:
@@ -29,46 +32,79 @@ def keep_group(success: Tensor, smoothness_weight: float) -> bool:
     return bool(success.any()) and (smoothness_weight > 0 or not bool(success.all()))
 
 
-def group_advantages(
+def chunk_advantages(
     success: Tensor,
     smoothness: Tensor,
     total: Tensor,
+    chunk_smoothness: Sequence[Tensor],
     *,
     mode: AdvantageMode = "separate",
     smoothness_weight: float = 0.5,
     std_floor: float = 0.1,
 ) -> Tensor:
-    """How much better each rollout was than its group.
+    """How much better each chunk was than its group.
 
     normalise(r) = (r − mean(r)) / (std(r) + std_floor), std over the population.
     - `joint`: A = normalise(total). A failure in the group hides what smoothness says.
     - `separate` (GDPO, arXiv 2601.05242): A = normalise(success) + smoothness_weight·S, where
       S = normalise(smoothness) among the successes and 0 for failures.
+    - `chunkwise`: as `separate`, but with S of each chunk by its own smoothness, see `_phase_advantages`.
+      Averaged over an episode of 20 chunks, what one of them did is lost in what the others did.
     The floor keeps a group whose rewards hardly differ from full-size advantages.
 
     Args:
         success: (G,) 0 or 1.
         smoothness: (G,) in [0, 1].
         total: (G,) combined reward, used by `joint` only.
-        mode: `joint` or `separate`.
-        smoothness_weight: λ after normalisation, used by `separate` only; `total` already holds its own.
+        chunk_smoothness: G of (C_e,) in [0, 1], the smoothness of each chunk.
+        mode: `joint`, `separate` or `chunkwise`.
+        smoothness_weight: λ after normalisation, not used by `joint`, as `total` already holds its own.
         std_floor: Added to each std; all rewards are of order one.
 
     Returns:
-        (G,) float32.
+        (Σ C_e,) float32, episodes in order. But for `chunkwise` all chunks of an episode have the same.
 
     Raises:
         ValueError: If `mode` is unknown.
     """
-    if mode == "joint":
-        return _normalise(total.float(), std_floor)
-    if mode != "separate":
-        raise ValueError(f"`mode` should be 'joint' or 'separate', got {mode!r}.")
-    advantages = _normalise(success.float(), std_floor)
-    solved = success > 0.5
-    if solved.any():
-        advantages[solved] += smoothness_weight * _normalise(smoothness[solved].float(), std_floor)
-    return advantages
+    if mode not in get_args(AdvantageMode):
+        raise ValueError(f"`mode` should be one of {', '.join(get_args(AdvantageMode))}, got {mode!r}.")
+    by_success = _normalise((total if mode == "joint" else success).float(), std_floor)
+    advantages = [by_success[e].repeat(len(chunks)) for e, chunks in enumerate(chunk_smoothness)]
+    solved = (success > 0.5).nonzero()[:, 0].tolist()
+    if mode != "joint" and solved:
+        if mode == "chunkwise":
+            by_smoothness = _phase_advantages([chunk_smoothness[e] for e in solved], std_floor)
+        else:
+            by_smoothness = list(_normalise(smoothness[solved].float(), std_floor))
+        for e, of_episode in zip(solved, by_smoothness, strict=True):
+            advantages[e] += smoothness_weight * of_episode
+    return torch.cat(advantages)
+
+
+def _phase_advantages(smoothness: Sequence[Tensor], std_floor: float) -> list[Tensor]:
+    """How much smoother each chunk was than the group's others at the same phase of the movement.
+
+    A reaching arm, a closing gripper and a carried object have jerks of their own, so a chunk is compared
+    with those of its phase: chunk c of C is in phase ⌊_PHASES·(c + ½) / C⌋.
+    A_c = (s_c − mean of its phase) / (std of all these differences + std_floor).
+
+    Args:
+        smoothness: (C_e,) s of the chunks of each episode, in [0, 1]; NaN where nothing moved: A = 0.
+        std_floor: Added to the std; s is of order one.
+
+    Returns:
+        (C_e,) float32 of each episode.
+    """
+    lengths = [len(chunks) for chunks in smoothness]
+    phase = torch.cat([((torch.arange(n) + 0.5) * _PHASES / n).long() for n in lengths])
+    s = torch.cat(list(smoothness)).double()
+    there = ~s.isnan()
+    s = torch.where(there, s, 0.0)
+    counts, sums = (s.new_zeros(_PHASES).index_add(0, phase, of) for of in (there.double(), s))
+    difference = torch.where(there, s - (sums / counts)[phase], 0.0)
+    std = (difference.square().sum() / there.sum().clamp(min=1)).sqrt()
+    return list((difference / (std + std_floor)).float().split(lengths))
 
 
 def _normalise(reward: Tensor, std_floor: float) -> Tensor:

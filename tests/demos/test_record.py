@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,17 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.envs.configs import MetaworldEnv, PushtEnv
 
-from lerobot_smoothvla.demos.record import SUMMARY, DemosConfig, DemosDatasetConfig, attempts, record
+from lerobot_smoothvla.demos.record import (
+    SUMMARY,
+    Attempt,
+    DemosConfig,
+    DemosDatasetConfig,
+    attempts,
+    record,
+    record_episode,
+)
+from lerobot_smoothvla.envs.chunked import ChunkedEnv
+from lerobot_smoothvla.envs.tasks import chunked_env
 from lerobot_smoothvla.episode import Start
 
 TASK = Start("libero_object", 5, 0, 0)
@@ -86,10 +98,13 @@ def test_the_keys_shapes_and_conventions_are_those_of_the_hub(uninterrupted):
     assert all(80 <= length <= 160 for length in dataset.meta.episodes["length"])
 
 
-def test_frames_are_what_a_policy_sees_in_the_environment(uninterrupted):
-    from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv
+@pytest.fixture(scope="module")
+def env() -> Iterator[ChunkedEnv]:
+    with closing(chunked_env(a_config(Path()).env, TASK.suite, TASK.task_id)) as env:
+        yield env
 
-    env = ChunkedLiberoEnv(a_config(uninterrupted).env, TASK.suite, TASK.task_id)
+
+def test_frames_are_what_a_policy_sees_in_the_environment(uninterrupted, env):
     seen = env.reset_to(TASK)
     dataset = LeRobotDataset("local/demos", root=uninterrupted)
     for index in range(2):
@@ -99,13 +114,32 @@ def test_frames_are_what_a_policy_sees_in_the_environment(uninterrupted):
             # Videos lose a little; an image that was not turned by 180 degrees is off by far more.
             assert (frame[camera] - seen[camera] / 255).abs().mean() < 0.02
         seen = env.step_chunk(frame["action"].numpy()[None]).observation
-    env.close()
 
 
 def test_actions_are_in_range_and_grasp_and_release(uninterrupted):
     actions = np.array(LeRobotDataset("local/demos", root=uninterrupted).hf_dataset["action"])
     assert np.abs(actions).max() <= 1.0
     assert set(actions[:, 6]) == {-1.0, 1.0}
+
+
+def test_an_unsteady_hand_is_recorded_as_it_moved_and_takes_its_own_time(uninterrupted, env, tmp_path):
+    config = a_config(tmp_path, tremor_std=0.1, speed_spread=0.5)
+    assert record_episode(env, config, Attempt(TASK, False, tmp_path), tmp_path / "unsteady")
+    steady, unsteady = (
+        LeRobotDataset("local/demos", root=path, episodes=[0])
+        for path in (uninterrupted, tmp_path / "unsteady")
+    )
+    assert abs(len(steady) - len(unsteady)) > 5
+    moves = [torch.stack(list(dataset.hf_dataset["action"]))[:, :3] for dataset in (steady, unsteady)]
+    trembling = [move.diff(n=2, dim=0).std() for move in moves]
+    # The second difference of white noise has a variance of 1 + 4 + 1 times its own.
+    assert trembling[1] == pytest.approx(0.1 * 6**0.5, rel=0.3) and trembling[0] < 0.5 * trembling[1]
+    env.reset_to(TASK)
+    actions = torch.stack(list(unsteady.hf_dataset["action"]))
+    seen = env.step_chunk(actions[:20].numpy()).observation
+    torch.testing.assert_close(  # What was executed has more digits than what was recorded.
+        seen["observation.state"], unsteady[20]["observation.state"], rtol=0, atol=1e-5
+    )
 
 
 def test_the_summary_counts_what_was_kept_by_task(uninterrupted):
@@ -185,7 +219,7 @@ def test_metaworlds_attempts_differ_in_their_seeds_which_no_evaluation_takes():
 
 
 def test_a_speed_that_metaworlds_experts_do_not_have_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="`speed` is a setting of LIBERO's expert, got 0.5"):
+    with pytest.raises(ValueError, match="settings of LIBERO's expert, got 0.5 and 0.0"):
         record(a_config(tmp_path / "dataset", env=MetaworldEnv(task="reach-v3"), speed=0.5))
     assert not any(tmp_path.iterdir())
 
@@ -211,7 +245,9 @@ def test_tasks_that_cannot_be_recorded_are_refused_and_nothing_is_written(env, m
     [
         ({"episodes_per_task": 0}, "at least 1, got 0"),
         ({"noise_share": 1.5}, "in \\[0, 1\\].*got 1.5"),
-        ({"noise_std": -0.1}, "not negative.*-0.1"),
+        ({"noise_std": -0.1}, "`noise_std` should not be negative.*-0.1"),
+        ({"tremor_std": -0.1}, "`tremor_std` should not be negative.*-0.1"),
+        ({"speed_spread": float("inf")}, "`speed_spread` should not be negative.*inf"),
         ({"speed": 0.0}, "positive factor, got 0"),
         ({"n_workers": 0}, "at least 1 process, got 0"),
     ],

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.evaluation.statistics import (
     bootstrap_interval,
+    crossed_bootstrap_interval,
     paired_bootstrap_interval,
     wilson_interval,
 )
@@ -160,3 +161,37 @@ def test_the_pairing_refuses_unequal_starts():
     for b in (dict.fromkeys(starts(5), 1.0), other_seed, {}):
         with pytest.raises(ValueError, match="same starts on both sides"):
             paired_bootstrap_interval(a, b)
+
+
+def runs(generator: np.random.Generator, n_runs: int, n_starts: int, between_runs: float) -> np.ndarray:
+    """(S, M) differences around 0.3 that vary between runs, between starts and otherwise."""
+    of_run, of_start = generator.normal(0, between_runs, (n_runs, 1)), generator.normal(0, 1, (1, n_starts))
+    return 0.3 + of_run + of_start + generator.normal(0, 1, (n_runs, n_starts))
+
+
+def test_runs_that_differ_widen_the_interval_beyond_what_their_starts_say():
+    differences = runs(np.random.default_rng(6), 5, 60, between_runs=2.0)
+    crossed, pooled = crossed_bootstrap_interval(differences), bootstrap_interval(differences.ravel())
+    assert crossed.estimate == pytest.approx(pooled.estimate)
+    assert crossed.high - crossed.low > 3 * (pooled.high - pooled.low)
+
+
+def test_crossed_intervals_cover_the_true_difference_about_95_times_in_100():
+    generator = np.random.default_rng(7)
+    hits = 0
+    for _ in range(200):
+        interval = crossed_bootstrap_interval(runs(generator, 12, 40, between_runs=0.5), n_resamples=400)
+        hits += interval.low <= 0.3 <= interval.high
+    assert 0.89 < hits / 200 <= 1.0
+
+
+def test_what_one_side_lacks_is_left_out():
+    differences = np.array([[1.0, np.nan, 1.0], [1.0, 1.0, np.nan]])
+    interval = crossed_bootstrap_interval(differences)
+    assert (interval.estimate, interval.low, interval.high) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("differences", [np.full((2, 3), np.nan), np.zeros(3)])
+def test_runs_without_a_common_value_are_rejected(differences):
+    with pytest.raises(ValueError, match=r"should be \(runs, starts\) with at least one finite value"):
+        crossed_bootstrap_interval(differences)

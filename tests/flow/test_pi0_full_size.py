@@ -59,7 +59,11 @@ def test_a_policy_of_real_size_samples_replays_and_learns_one_chunk_at_a_time(
     algorithm = GRPOAlgorithm(actor, settings)
     episodes = [sampled_episode(actor, algorithm.estimator, seed, [10]) for seed in (0, 1)]
     sampled = time.perf_counter()
-    group = Group(tuple(ScoredEpisode(e, float(i), 0.5, float(i)) for i, e in enumerate(episodes)))
+    group = Group(
+        tuple(
+            ScoredEpisode(e, float(i), 0.5, float(i), torch.full((1,), 0.5)) for i, e in enumerate(episodes)
+        )
+    )
     stats = algorithm.update(iter([[group]]))
     updated = time.perf_counter()
     assert stats.extra["n_chunks"] == 2

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import accumulate
+from typing import get_args
 
 import episodes
 import pytest
@@ -17,7 +18,7 @@ from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.episode import Group
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm, Replay
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
-from lerobot_smoothvla.grpo.objective import group_advantages
+from lerobot_smoothvla.grpo.objective import AdvantageMode, chunk_advantages
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
 from lerobot_smoothvla.processor_smoothvla import make_smoothvla_pre_post_processors
 from lerobot_smoothvla.rollout.engine import Actor
@@ -61,8 +62,9 @@ def log_ratio(algorithm: GRPOAlgorithm, baseline: Tensor, replay: Replay) -> Ten
 # --- replay
 
 
-def test_a_replay_holds_the_chunks_of_all_episodes_in_their_order():
-    grpo = algorithm()
+@pytest.mark.parametrize("mode", get_args(AdvantageMode))
+def test_a_replay_holds_the_chunks_of_all_episodes_in_their_order(mode):
+    grpo = algorithm(advantage=mode)
     groups = [sampled_group(grpo), sampled_group(grpo, (0, 0, 0, 1), seed=1)]
     replay = Replay.from_groups(groups, grpo.config)
     episodes = [scored.episode for group in groups for scored in group.episodes]
@@ -73,15 +75,16 @@ def test_a_replay_holds_the_chunks_of_all_episodes_in_their_order():
             torch.tensor([getattr(s, name) for s in group.episodes])
             for name in ("success", "smoothness", "total")
         )
-        advantages = group_advantages(success, smoothness, total)
-        for scored, advantage in zip(group.episodes, advantages, strict=True):
+        by_chunk = [scored.chunk_smoothness for scored in group.episodes]
+        advantages = iter(chunk_advantages(success, smoothness, total, by_chunk, mode=mode))
+        for scored in group.episodes:
             for call, n_steps in enumerate(scored.episode.executed):
                 for key, value in scored.episode.observations.items():
                     assert replay.observations[key][chunk].equal(value[call])
                 for key, value in scored.episode.record.items():
                     assert replay.record[key][chunk].equal(value[call])
                 assert replay.executed[chunk].tolist() == [step < n_steps for step in range(8)]
-                assert replay.advantages[chunk] == advantage
+                assert replay.advantages[chunk] == next(advantages)
                 chunk += 1
     assert chunk == sum(len(episode.executed) for episode in episodes)
 

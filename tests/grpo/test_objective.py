@@ -1,11 +1,18 @@
 """Advantages by hand, the clipped objective against naive loops."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from lerobot_smoothvla.grpo.objective import chunk_weights, clipped_objective, group_advantages, keep_group
+from lerobot_smoothvla.grpo.objective import (
+    AdvantageMode,
+    chunk_advantages,
+    chunk_weights,
+    clipped_objective,
+    keep_group,
+)
 
 FLOOR = 0.1
 
@@ -16,9 +23,11 @@ def normalise(values):
     return [(v - mean) / (std + FLOOR) for v in values]
 
 
-def advantages_of(success, smoothness, **kwargs):
+def advantages_of(success, smoothness, by_chunk=None, **kwargs):
+    """One chunk an episode where nothing else is said."""
     success, smoothness = torch.tensor(success), torch.tensor(smoothness)
-    return group_advantages(success, smoothness, success + smoothness, std_floor=FLOOR, **kwargs)
+    by_chunk = smoothness[:, None] if by_chunk is None else [torch.tensor(chunks) for chunks in by_chunk]
+    return chunk_advantages(success, smoothness, success + smoothness, by_chunk, std_floor=FLOOR, **kwargs)
 
 
 def objective(log_ratio, advantages, **kwargs):
@@ -46,16 +55,38 @@ def test_joint_normalises_the_total_reward():
     torch.testing.assert_close(result, torch.tensor(normalise([1.3, 0.9, 1.7])))
 
 
-@pytest.mark.parametrize("mode", ["joint", "separate"])
+def test_chunkwise_compares_each_chunk_of_the_successes_with_those_of_its_phase():
+    nan = math.nan
+    # Six chunks, one in each phase; three, in phases 1, 3 and 5; a failure, which has no part in it.
+    by_chunk = [[0.5, 0.2, 0.6, 0.8, nan, 0.4], [0.4, 0.6, 0.4], [0.9] * 4]
+    result = advantages_of(
+        [1.0, 1.0, 0.0], [0.5, 0.5, 0.9], by_chunk, mode="chunkwise", smoothness_weight=0.5
+    )
+    by_success = normalise([1, 1, 0])
+    differences = [0.0, -0.1, 0.0, 0.1, 0.0, 0.0, 0.1, -0.1, 0.0]
+    std = math.sqrt(sum(d**2 for d in differences) / 8)
+    expected = [by_success[0] + 0.5 * d / (std + FLOOR) for d in differences] + [by_success[2]] * 4
+    torch.testing.assert_close(result, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("mode", get_args(AdvantageMode))
+def test_episodes_of_several_chunks_come_in_their_order(mode):
+    by_chunk = [[0.5] * 3, [0.5], [0.5] * 2]
+    result = advantages_of([1.0, 0.0, 0.0], [0.5, 0.5, 0.5], by_chunk, mode=mode)
+    good, bad = normalise([1, 0, 0])[:2]
+    torch.testing.assert_close(result, torch.tensor([good] * 3 + [bad] * 3))
+
+
+@pytest.mark.parametrize("mode", get_args(AdvantageMode))
 def test_advantages_sum_to_zero_and_do_not_touch_the_rewards(mode):
     success, smoothness = torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.rand(4)
     before = success.clone()
-    result = group_advantages(success, smoothness, success + smoothness, mode=mode)
+    result = chunk_advantages(success, smoothness, success + smoothness, smoothness[:, None], mode=mode)
     assert result.sum().item() == pytest.approx(0, abs=1e-5)
     assert torch.equal(success, before)
 
 
-@pytest.mark.parametrize("mode", ["joint", "separate"])
+@pytest.mark.parametrize("mode", get_args(AdvantageMode))
 def test_floor_damps_successes_that_hardly_differ(mode):
     result = advantages_of([1.0] * 4, [0.50, 0.51, 0.50, 0.51], mode=mode, smoothness_weight=1.0)
     assert result.abs().max() < 0.1

@@ -184,7 +184,7 @@ def scored(success: float, jerk: float, n_steps: int) -> ScoredEpisode:
     )
     seconds = n_steps * 0.05 if success else float("nan")
     terms = {"jerk_rms": jerk, "ldlj": -jerk, "sparc": -2.0, "time_to_success": seconds}
-    return ScoredEpisode(episode, success, 0.5, 1.5 * success, terms)
+    return ScoredEpisode(episode, success, 0.5, 1.5 * success, torch.tensor([0.5]), terms)
 
 
 def test_metrics_are_means_over_the_episodes_that_have_them():
