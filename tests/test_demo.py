@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from lerobot.configs.train import TrainPipelineConfig
 
-from lerobot_smoothvla.cli.eval import EvalCommandConfig
 from lerobot_smoothvla.cli.parsing import parse
 from lerobot_smoothvla.demo import DemoConfig, Stage, run, stages, summarise
 from lerobot_smoothvla.demos.record import DemosConfig
 from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.evaluation import report
+from lerobot_smoothvla.evaluation.command import EvalCommandConfig
 from lerobot_smoothvla.evaluation.evaluate import Evaluation, Measurement
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.selectors import expand

@@ -1,42 +1,16 @@
 """`smoothvla eval`: success and smoothness of a checkpoint on given starts, alone or against another."""
 
 from contextlib import closing
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from pathlib import Path
-
-from lerobot.configs import PreTrainedConfig
-from lerobot.envs.configs import EnvConfig
+from dataclasses import replace
 
 from lerobot_smoothvla.checkpoint_loading import actor_config_from_cli, load_actor
 from lerobot_smoothvla.cli.parsing import parse
 from lerobot_smoothvla.envs.tasks import require_usable, selected_tasks
 from lerobot_smoothvla.evaluation import report
-from lerobot_smoothvla.evaluation.evaluate import EvaluationConfig, evaluate, evaluation_starts
-from lerobot_smoothvla.filters.configuration import ActionFilterConfig, NoFilterConfig
+from lerobot_smoothvla.evaluation.command import EvalCommandConfig
+from lerobot_smoothvla.evaluation.evaluate import evaluate, evaluation_starts
 from lerobot_smoothvla.provenance import record
 from lerobot_smoothvla.rollout.local import make_engine
-
-
-@dataclass
-class EvalCommandConfig:
-    """What to evaluate; --policy.path is the checkpoint, --compare.path another one to subtract from it.
-
-    Each acts through its own filter: --filter.type that of the policy, --compare_filter.type the other's.
-    """
-
-    env: EnvConfig
-    eval: EvaluationConfig = field(default_factory=EvaluationConfig)
-    policy: PreTrainedConfig | None = None
-    compare: PreTrainedConfig | None = None
-    filter: ActionFilterConfig = field(default_factory=NoFilterConfig)
-    compare_filter: ActionFilterConfig = field(default_factory=NoFilterConfig)
-    output_dir: Path = field(default_factory=lambda: Path(f"outputs/eval/{datetime.now():%Y-%m-%d/%H-%M-%S}"))
-
-    @classmethod
-    def __get_path_fields__(cls) -> list[str]:
-        """The fields that LeRobot's parser leaves to `--<field>.path`."""
-        return ["policy", "compare"]
 
 
 def run(config: EvalCommandConfig) -> None:

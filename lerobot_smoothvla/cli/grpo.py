@@ -35,6 +35,7 @@ def run(config: GRPOPipelineConfig) -> None:
         if config.policy is not None:
             checkpoint.decide_push(config.policy, overrides)
     config.validate()
+    assert config.output_dir is not None
     actor = load_actor(config.policy, config.peft, config.seed or 0)
     algorithm = GRPOAlgorithm(actor, config.algorithm)
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0

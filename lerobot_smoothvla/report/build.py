@@ -106,7 +106,7 @@ def report_page(
     live: bool = False,
 ) -> str:
     """The page."""
-    labels = short_labels([str(run.path) for run in (*training, *evaluations)])
+    labels = short_labels([*(str(run.path) for run in training), *(str(run.path) for run in evaluations)])
     policies = evaluated_policies(evaluations)
     groups = arms(training)
     said = [tag("li", training_words(label, runs)) for label, runs in groups.items()]

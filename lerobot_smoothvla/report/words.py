@@ -92,7 +92,8 @@ def _first_and_last(runs: Sequence[TrainingRun], name: str) -> str:
     ends = []
     for index in (0, -1):
         values = [run.metrics[index].get(name) for run in runs if run.metrics]
-        ends.append(number(fmean(values)) if None not in values else "-")
+        known = [value for value in values if value is not None]
+        ends.append(number(fmean(known)) if known and len(known) == len(values) else "-")
     return f"from {ends[0]} to {ends[1]}"
 
 
