@@ -1,9 +1,10 @@
-# Two commands: `make demo` runs the whole path on real LIBERO, `make test` passes the tests. Both set up first.
+# `make demo` runs the whole path on real LIBERO, `make study` the comparison of docs/study.md (SIZE=smoke: in
+# minutes), `make test` passes the tests. All set up first.
 # Tests run in WORKERS processes with one thread each: simulators and torch would otherwise fight for the cores.
 WORKERS ?= 2
 ONE_THREAD = OMP_NUM_THREADS=1 LP_NUM_THREADS=1
 
-.PHONY: setup lint test demo clean
+.PHONY: setup lint test demo study clean
 
 setup:
 	@bash scripts/setup.sh
@@ -18,6 +19,10 @@ test: lint
 
 demo: setup
 	.venv/bin/smoothvla demo --output_dir=outputs/demo
+
+SIZE ?= full
+study: setup
+	.venv/bin/smoothvla study --size=$(SIZE)
 
 clean:
 	rm -rf .venv outputs dist build

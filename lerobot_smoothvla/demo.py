@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lerobot_smoothvla.stages import Stage, run_stages
+from lerobot_smoothvla.stages import LAST, Stage, iterations_done, run_stages
 
-_LAST = Path("checkpoints") / "last" / "pretrained_model"
 _ONE_CORE = {"OMP_NUM_THREADS": "1"}
 """Training beside its data loader: each takes one of two cores."""
 
@@ -64,7 +63,7 @@ def stages(config: DemoConfig) -> list[Stage]:
     ]
     dataset = [f"--dataset.repo_id=smoothvla/{config.task}_demo", f"--dataset.root={out / 'dataset'}"]
     smoothvla, workers = str(programs / "smoothvla"), f"--n_workers={config.n_workers}"
-    grpo_resumes = (out / "grpo" / _LAST).is_dir()
+    grpo_resumes = (out / "grpo" / LAST).is_dir()
     return [
         Stage(
             "dataset",
@@ -86,7 +85,7 @@ def stages(config: DemoConfig) -> list[Stage]:
                 "--log_freq=100",
                 "--save_freq=0",
             ],
-            (out / "sft" / _LAST).is_dir,
+            (out / "sft" / LAST).is_dir,
             _ONE_CORE,
             restarts=True,
         ),
@@ -96,7 +95,7 @@ def stages(config: DemoConfig) -> list[Stage]:
                 smoothvla,
                 "grpo",
                 *env,
-                *([] if grpo_resumes else [f"--policy.path={out / 'sft' / _LAST}"]),
+                *([] if grpo_resumes else [f"--policy.path={out / 'sft' / LAST}"]),
                 f"--resume={str(grpo_resumes).lower()}",
                 f"--output_dir={out / 'grpo'}",
                 f"--steps={config.grpo_steps}",
@@ -106,7 +105,7 @@ def stages(config: DemoConfig) -> list[Stage]:
                 "--save_freq=1",
                 workers,
             ],
-            lambda: _last_iteration(out / "grpo") >= config.grpo_steps,
+            lambda: iterations_done(out / "grpo") >= config.grpo_steps,
             restarts=not grpo_resumes,
         ),
         Stage(
@@ -115,8 +114,8 @@ def stages(config: DemoConfig) -> list[Stage]:
                 smoothvla,
                 "eval",
                 *env,
-                f"--policy.path={out / 'grpo' / _LAST}",
-                f"--compare.path={out / 'sft' / _LAST}",
+                f"--policy.path={out / 'grpo' / LAST}",
+                f"--compare.path={out / 'sft' / LAST}",
                 f"--output_dir={out / 'evaluation'}",
                 f"--eval.n_episodes={config.eval_episodes}",
                 f"--eval.n_workers={config.n_workers}",
@@ -169,9 +168,3 @@ def summarise(info: dict[str, Any], minutes: dict[str, float]) -> dict[str, Any]
         "difference": info["difference"],
         "minutes": minutes,
     }
-
-
-def _last_iteration(run_dir: Path) -> int:
-    """Iterations of the last checkpoint of a GRPO run, 0 without one."""
-    last = run_dir / _LAST.parent
-    return int(last.resolve().name) if last.is_dir() else 0

@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+LAST = Path("checkpoints") / "last" / "pretrained_model"
+"""In a training run, of `lerobot-train` and of `smoothvla grpo`."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -67,3 +70,9 @@ def run_stages(stages: Callable[[], Sequence[Stage]], output_dir: Path) -> dict[
         minutes[name] = minutes.get(name, 0.0) + (time.perf_counter() - began) / 60
         minutes_file.write_text(json.dumps(minutes, indent=2) + "\n")
     return minutes
+
+
+def iterations_done(run: Path) -> int:
+    """Iterations of the last checkpoint of a GRPO run, 0 without one."""
+    last = run / LAST.parent
+    return int(last.resolve().name) if last.is_dir() else 0

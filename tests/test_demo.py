@@ -7,18 +7,16 @@ from pathlib import Path
 
 import pytest
 from lerobot.configs.train import TrainPipelineConfig
+from stage_commands import checkpoint, parsed
 
-from lerobot_smoothvla.cli.parsing import parse
-from lerobot_smoothvla.demo import DemoConfig, Stage, run, stages, summarise
+from lerobot_smoothvla.demo import DemoConfig, run, stages, summarise
 from lerobot_smoothvla.demos.record import DemosConfig
 from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.evaluation import report
 from lerobot_smoothvla.evaluation.command import EvalCommandConfig
 from lerobot_smoothvla.evaluation.evaluate import Evaluation, Measurement
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
-from lerobot_smoothvla.selectors import expand
-
-LAST = Path("checkpoints") / "last" / "pretrained_model"
+from lerobot_smoothvla.stages import LAST, Stage
 
 
 @pytest.fixture
@@ -28,21 +26,6 @@ def config(tmp_path: Path) -> DemoConfig:
 
 def stage(config: DemoConfig, name: str) -> Stage:
     return {stage.name: stage for stage in stages(config)}[name]
-
-
-def parsed[Config](stage: Stage, config_class: type[Config], monkeypatch: pytest.MonkeyPatch) -> Config:
-    """What a stage's own program makes of its command."""
-    program, *arguments = stage.command
-    if Path(program).name == "smoothvla":
-        program, *arguments = (f"smoothvla {arguments[0]}", *arguments[1:])
-    monkeypatch.setattr(sys, "argv", [program, *expand(Path(program).name, arguments)])
-    return parse(config_class)
-
-
-def checkpoint(run_dir: Path, iteration: str = "000003") -> None:
-    """Something that looks like a run's last checkpoint."""
-    (run_dir / "checkpoints" / iteration / "pretrained_model").mkdir(parents=True)
-    (run_dir / "checkpoints" / "last").symlink_to(iteration)
 
 
 def evaluation(successes: int, jerk: float) -> Evaluation:

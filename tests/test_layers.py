@@ -45,6 +45,8 @@ LAYERS = {
     "export": 4,
     "doctor": 4,
     "report": 4,
+    "stages": 4,
+    "study": 4,
     # commands
     "cli": 5,
 }

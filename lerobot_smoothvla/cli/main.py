@@ -17,6 +17,7 @@ COMMANDS = {
     "score": "measure the smoothness of a dataset's episodes, and find the worst moments",
     "export": "make a plain LeRobot checkpoint of a fine-tuned one: adapters merged, smoothvla as smolvla",
     "demo": "run the whole path: demonstrations, supervised training, GRPO, comparison",
+    "study": "compare success alone with the jerk reward over several seeds, tasks and conditions",
 }
 # The doctor says itself what is missing.
 _NEEDS_NO_SIMULATOR = ("doctor", "export", "report", "score")

@@ -1,0 +1,20 @@
+"""`smoothvla study`: warm start, arms, seeds and evaluations of a study, or what is missing of them."""
+
+from lerobot_smoothvla.cli.parsing import parse
+from lerobot_smoothvla.stages import run_stages
+from lerobot_smoothvla.study.evaluate import evaluate_missing
+from lerobot_smoothvla.study.plan import StudyConfig, stages
+from lerobot_smoothvla.study.results import write_results
+
+
+def run(config: StudyConfig) -> None:
+    """Run what is missing, and sum up."""
+    run_stages(lambda: stages(config), config.directory)
+    evaluate_missing(config)
+    table = write_results(config)
+    print(f"\n{table.read_text()}\nWritten to {table.parent}.")
+
+
+def main() -> None:
+    """Entry of `smoothvla study`."""
+    run(parse(StudyConfig))
