@@ -120,8 +120,8 @@ def _set_an_easy_task(distance: float) -> None:
 
     reset_to = ChunkedLiberoEnv.reset_to
 
-    def reset_and_look(env, start):
-        observation = reset_to(env, start)
+    def reset_and_look(env, start, shift=None):
+        observation = reset_to(env, start, shift)
         env.home = env.position
         return observation
 
