@@ -2,6 +2,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from run_directories import evaluation, write_evaluation, write_training_run
@@ -51,7 +52,9 @@ def test_bad_input_is_one_paragraph(tmp_path, monkeypatch, capsys, arguments, me
 def test_a_live_page_that_is_interrupted_stands_still(tmp_path):
     run = write_training_run(tmp_path, [0.5], steps=2)
     command = [sys.executable, "-m", "lerobot_smoothvla.cli.main", "report", str(run), "--live=true"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # A shell lets what it starts in the background ignore Ctrl-C, and its children inherit that.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heeding)
     page = run / "report.html"
     while not page.exists() and process.poll() is None:
         time.sleep(0.1)
