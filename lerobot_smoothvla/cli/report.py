@@ -10,7 +10,8 @@ from lerobot_smoothvla.report.build import ReportConfig, follow, write_report
 
 def named_runs(arguments: Sequence[str]) -> list[str]:
     """The command line with the directories that stand in it by themselves as `--runs=[...]`."""
-    runs, flags = [], []
+    runs: list[str] = []
+    flags: list[str] = []
     for index, argument in enumerate(arguments):
         previous = arguments[index - 1] if index else ""
         is_value = previous.startswith("--") and "=" not in previous and previous != "--help"

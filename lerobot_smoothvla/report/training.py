@@ -63,8 +63,8 @@ def curve(name: str, style: int, label: str, runs: Sequence[TrainingRun]) -> Ser
     def reduced(reduce: Callable[[list[float]], float]) -> list[float]:
         return [reduce(values[i]) if values[i] else math.nan for i in iterations]
 
-    band = (reduced(min), reduced(max)) if len(runs) > 1 else ((), ())
-    return Series(label, iterations, reduced(fmean), style, *band, markers=len(iterations) <= 60)
+    low, high = (reduced(min), reduced(max)) if len(runs) > 1 else ([], [])
+    return Series(label, iterations, reduced(fmean), style, low, high, markers=len(iterations) <= 60)
 
 
 def _numbers(label: str, run: TrainingRun) -> Html:
