@@ -41,6 +41,7 @@ def run(config: GRPOPipelineConfig) -> None:
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0
     with closing(make_engine(config.env, algorithm.actor, config.n_workers)) as engine:
         trainer = GRPOTrainer(config, algorithm, engine, tasks, iteration)
+        assert config.output_dir is not None  # `validate` fills it in.
         record(config.output_dir, steps=config.steps)
         saved = trainer.train()
     logging.info("Last checkpoint: %s", saved / "pretrained_model")

@@ -106,10 +106,11 @@ def report_page(
     live: bool = False,
 ) -> str:
     """The page."""
-    labels = short_labels([*(str(run.path) for run in training), *(str(run.path) for run in evaluations)])
+    runs: list[TrainingRun | EvaluationRun] = [*training, *evaluations]
+    labels = short_labels([str(run.path) for run in runs])
     policies = evaluated_policies(evaluations)
     groups = arms(training)
-    said = [tag("li", training_words(label, runs)) for label, runs in groups.items()]
+    said = [tag("li", training_words(label, group)) for label, group in groups.items()]
     said += comparison_sentences(policies)
     parts: list[Html] = []
     if live:
@@ -120,7 +121,7 @@ def report_page(
     if policies:
         parts += comparison_section(policies)
         parts += starts_section(policies, VideoBudget(max_video_mb))
-    parts += _origin(labels, [*training, *evaluations])
+    parts += _origin(labels, runs)
     title = ", ".join(labels) if len(labels) <= 3 else f"{len(training)} runs, {len(evaluations)} evaluations"
     return document(f"SmoothVLA: {title}", parts, live)
 

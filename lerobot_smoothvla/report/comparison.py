@@ -105,12 +105,12 @@ def _tasks(policies: Sequence[Policy]) -> list[Html]:
         for task in tasks
     }
     success = {
-        t: {label: None if s is None else s.success_rate for label, s in row.items()}
-        for t, row in summaries.items()
+        task: {label: summary.success_rate if summary else None for label, summary in row.items()}
+        for task, row in summaries.items()
     }
     jerk = {
-        t: {label: None if s is None else s.terms.get("jerk_rms") for label, s in row.items()}
-        for t, row in summaries.items()
+        task: {label: summary.terms.get("jerk_rms") if summary else None for label, summary in row.items()}
+        for task, row in summaries.items()
     }
     unit = policies[0].evaluation.unit
     rows = [[task, *(_task_cell(summary) for summary in row.values())] for task, row in summaries.items()]
@@ -131,7 +131,7 @@ def _task_cell(summary: Summary | None) -> str:
         return "-"
     jerk = summary.terms.get("jerk_rms")
     rate = f"{summary.n_successes}/{summary.n_episodes}"
-    return f"{rate}, {number(None if jerk is None else jerk.estimate)}"
+    return f"{rate}, {number(jerk.estimate if jerk else None)}"
 
 
 def _all_measures(policy: Policy) -> Html:

@@ -91,9 +91,9 @@ def _n_paired(baseline: Evaluation, candidate: Evaluation, term: str) -> int:
 def _first_and_last(runs: Sequence[TrainingRun], name: str) -> str:
     ends = []
     for index in (0, -1):
-        values = [run.metrics[index].get(name) for run in runs if run.metrics]
-        known = [value for value in values if value is not None]
-        ends.append(number(fmean(known)) if known and len(known) == len(values) else "-")
+        found = [run.metrics[index].get(name) for run in runs if run.metrics]
+        values = [value for value in found if value is not None]
+        ends.append(number(fmean(values)) if len(values) == len(found) else "-")
     return f"from {ends[0]} to {ends[1]}"
 
 
