@@ -57,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--train_state", action=flag, default=True, help="450m: the state's projection")
     parser.add_argument("--bf16", action=flag, default=False)
     parser.add_argument("--gradient_checkpointing", action=flag, default=False)
+    parser.add_argument("--stochastic_steps", choices=("one", "all"), default="all", help="of flow_sde")
     parser.add_argument("--memory", action="store_true", help="peak memory of one update instead")
     return parser.parse_args()
 
@@ -112,7 +113,7 @@ def make_algorithm(arguments: argparse.Namespace, directory: Path) -> GRPOAlgori
         }
     config = GRPOConfig(
         ratio=arguments.ratio,
-        stochastic_steps="all",
+        stochastic_steps=arguments.stochastic_steps,
         noise_last_step=True,
         noise_level=0.2,
         minibatch_size=arguments.chunks,
