@@ -4,15 +4,11 @@ Every stage is the command that a user would type; see `stages`.
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lerobot_smoothvla.stages import LAST, Stage, iterations_done, run_stages
-
-_ONE_CORE = {"OMP_NUM_THREADS": "1"}
-"""Training beside its data loader: each takes one of two cores."""
+from lerobot_smoothvla.stages import LAST, Stage, grpo_stage, libero_flags, program, run_stages, sft_stage
 
 
 @dataclass
@@ -52,62 +48,24 @@ class DemoConfig:
 
 def stages(config: DemoConfig) -> list[Stage]:
     """The demo's stages, in their order."""
-    out = config.output_dir
-    programs = Path(sys.executable).parent
-    env = [
-        "--env.type=libero",
-        f"--env.task={config.task}",
-        f"--env.task_ids={config.task_ids}",
-        f"--env.observation_height={config.image_size}",
-        f"--env.observation_width={config.image_size}",
-    ]
+    out, smoothvla, workers = config.output_dir, program("smoothvla"), f"--n_workers={config.n_workers}"
+    env = libero_flags(config.task, config.task_ids, config.image_size)
     dataset = [f"--dataset.repo_id=smoothvla/{config.task}_demo", f"--dataset.root={out / 'dataset'}"]
-    smoothvla, workers = str(programs / "smoothvla"), f"--n_workers={config.n_workers}"
-    grpo_resumes = (out / "grpo" / LAST).is_dir()
+    grpo = [
+        *env,
+        f"--algorithm.n_groups={config.n_groups}",
+        f"--algorithm.group_size={config.group_size}",
+        f"--seed={config.seed}",
+        workers,
+    ]
     return [
         Stage(
             "dataset",
             [smoothvla, "demos", *env, *dataset, f"--episodes_per_task={config.demonstrations}", workers],
             (out / "dataset").is_dir,
         ),
-        Stage(
-            "sft",
-            [
-                str(programs / "lerobot-train"),
-                "policy=smoothvla_tiny",
-                *dataset,
-                f"--output_dir={out / 'sft'}",
-                f"--steps={config.sft_steps}",
-                f"--batch_size={config.sft_batch_size}",
-                f"--seed={config.seed}",
-                "--policy.push_to_hub=false",
-                "--num_workers=1",
-                "--log_freq=100",
-                "--save_freq=0",
-            ],
-            (out / "sft" / LAST).is_dir,
-            _ONE_CORE,
-            restarts=True,
-        ),
-        Stage(
-            "grpo",
-            [
-                smoothvla,
-                "grpo",
-                *env,
-                *([] if grpo_resumes else [f"--policy.path={out / 'sft' / LAST}"]),
-                f"--resume={str(grpo_resumes).lower()}",
-                f"--output_dir={out / 'grpo'}",
-                f"--steps={config.grpo_steps}",
-                f"--algorithm.n_groups={config.n_groups}",
-                f"--algorithm.group_size={config.group_size}",
-                f"--seed={config.seed}",
-                "--save_freq=1",
-                workers,
-            ],
-            lambda: iterations_done(out / "grpo") >= config.grpo_steps,
-            restarts=not grpo_resumes,
-        ),
+        sft_stage(out / "sft", dataset, config.sft_steps, config.sft_batch_size, config.seed),
+        grpo_stage("grpo", out, out / "sft", config.grpo_steps, grpo),
         Stage(
             "evaluation",
             [

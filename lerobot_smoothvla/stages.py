@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,82 @@ class Stage:
     done: Callable[[], bool]
     environment: dict[str, str] = field(default_factory=dict)
     restarts: bool = False
+
+
+def program(name: str) -> str:
+    """A command of this environment."""
+    return str(Path(sys.executable).parent / name)
+
+
+def libero_flags(task: str, task_ids: Sequence[int], pixels: int) -> list[str]:
+    """The flags of an environment: suites separated by commas, their tasks, and the size of its images."""
+    return [
+        "--env.type=libero",
+        f"--env.task={task}",
+        f"--env.task_ids={list(task_ids)}",
+        f"--env.observation_height={pixels}",
+        f"--env.observation_width={pixels}",
+    ]
+
+
+def sft_stage(run: Path, dataset: Sequence[str], steps: int, batch_size: int, seed: int) -> Stage:
+    """Supervised training of the tiny policy.
+
+    Args:
+        run: Its output directory, of which the last part is the stage's name.
+        dataset: Flags.
+        steps: Updates.
+        batch_size: Observations an update.
+        seed: Of the training.
+    """
+    return Stage(
+        run.name,
+        [
+            program("lerobot-train"),
+            "policy=smoothvla_tiny",
+            *dataset,
+            f"--output_dir={run}",
+            f"--steps={steps}",
+            f"--batch_size={batch_size}",
+            f"--seed={seed}",
+            "--policy.push_to_hub=false",
+            "--num_workers=1",
+            "--log_freq=100",
+            "--save_freq=0",
+        ],
+        (run / LAST).is_dir,
+        {"OMP_NUM_THREADS": "1"},  # Training beside its data loader: each takes one of two cores.
+        restarts=True,
+    )
+
+
+def grpo_stage(name: str, output_dir: Path, warm_start: Path, steps: int, flags: Sequence[str]) -> Stage:
+    """GRPO that goes on with its last checkpoint where it has one.
+
+    Args:
+        name: Of the stage.
+        output_dir: Of all stages.
+        warm_start: Run that it begins from.
+        steps: Iterations.
+        flags: All others.
+    """
+    run = output_dir / name
+    resumes = (run / LAST).is_dir()
+    return Stage(
+        name,
+        [
+            program("smoothvla"),
+            "grpo",
+            *flags,
+            *([] if resumes else [f"--policy.path={warm_start / LAST}"]),
+            f"--resume={str(resumes).lower()}",
+            f"--output_dir={run}",
+            f"--steps={steps}",
+            "--save_freq=1",
+        ],
+        lambda: iterations_done(run) >= steps,
+        restarts=not resumes,
+    )
 
 
 def run_stages(stages: Callable[[], Sequence[Stage]], output_dir: Path) -> dict[str, float]:

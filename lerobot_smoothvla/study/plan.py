@@ -3,11 +3,10 @@
 Every stage is a command that a user would type; see `stages`.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 
@@ -21,7 +20,7 @@ from lerobot_smoothvla.filters.configuration import (
     NoFilterConfig,
     RealTimeChunkingConfig,
 )
-from lerobot_smoothvla.stages import LAST, Stage, iterations_done
+from lerobot_smoothvla.stages import LAST, Stage, grpo_stage, libero_flags, program, sft_stage
 
 WARM_START = "sft"
 _PIXELS = 64
@@ -230,74 +229,35 @@ def trials(plan: Size) -> list[Trial]:
 def stages(config: StudyConfig) -> list[Stage]:
     """What makes the checkpoints, in their order."""
     plan, out = config.plan, config.directory
-    programs = Path(sys.executable).parent
-    smoothvla = str(programs / "smoothvla")
     workers = f"--n_workers={config.n_workers}"
-    env = _env_flags(plan)
+    env = libero_flags(",".join(plan.suites), plan.trained, _PIXELS)
     dataset = ["--dataset.repo_id=smoothvla/study", f"--dataset.root={out / 'dataset'}"]
-    found = [
-        Stage(
-            "dataset",
-            [
-                smoothvla,
-                "demos",
-                *env,
-                *dataset,
-                "--dataset.video=false",
-                f"--episodes_per_task={plan.demonstrations}",
-                "--tremor_std=0.1",
-                "--speed_spread=0.3",
-                workers,
-            ],
-            (out / "dataset").is_dir,
-        ),
-        Stage(
-            WARM_START,
-            [
-                str(programs / "lerobot-train"),
-                "policy=smoothvla_tiny",
-                *dataset,
-                f"--output_dir={out / WARM_START}",
-                f"--steps={plan.sft_steps}",
-                "--batch_size=32",
-                "--seed=1",
-                "--policy.push_to_hub=false",
-                "--num_workers=1",
-                "--log_freq=100",
-                "--save_freq=0",
-            ],
-            (out / WARM_START / LAST).is_dir,
-            {"OMP_NUM_THREADS": "1"},
-            restarts=True,
-        ),
-    ]
-    # Seed by seed, so that a study that is stopped early has whole comparisons.
-    for seed in plan.seeds:
-        for arm, flags in ARMS.items():
-            found.append(_grpo_stage(config, arm, seed, [smoothvla, "grpo", *env, *GRPO, *flags, workers]))
-    return found
-
-
-def _grpo_stage(config: StudyConfig, arm: str, seed: int, command: list[str]) -> Stage:
-    plan, name = config.plan, run_name(arm, seed)
-    run, warm_start = config.directory / name, config.directory / WARM_START / LAST
-    resumes = (run / LAST).is_dir()
-    return Stage(
-        name,
+    demonstrations = Stage(
+        "dataset",
         [
-            *command,
-            *([] if resumes else [f"--policy.path={warm_start}"]),
-            f"--resume={str(resumes).lower()}",
-            f"--output_dir={run}",
-            f"--steps={plan.iterations}",
-            f"--algorithm.n_groups={plan.n_groups}",
-            f"--algorithm.group_size={plan.group_size}",
-            f"--seed={seed}",
-            "--save_freq=1",
+            program("smoothvla"),
+            "demos",
+            *env,
+            *dataset,
+            "--dataset.video=false",
+            f"--episodes_per_task={plan.demonstrations}",
+            "--tremor_std=0.1",
+            "--speed_spread=0.3",
+            workers,
         ],
-        lambda: iterations_done(run) >= plan.iterations,
-        restarts=not resumes,
+        (out / "dataset").is_dir,
     )
+    warm_start = sft_stage(out / WARM_START, dataset, plan.sft_steps, batch_size=32, seed=1)
+    sizes = [f"--algorithm.n_groups={plan.n_groups}", f"--algorithm.group_size={plan.group_size}"]
+    grpo = [*env, *GRPO, *sizes, workers]
+    # Seed by seed, so that a study that is stopped early has whole comparisons.
+    return [demonstrations, warm_start] + [
+        grpo_stage(
+            run_name(arm, seed), out, out / WARM_START, plan.iterations, [*grpo, *flags, f"--seed={seed}"]
+        )
+        for seed in plan.seeds
+        for arm, flags in ARMS.items()
+    ]
 
 
 def _env(plan: Size, task_ids: Sequence[int]) -> LiberoEnvConfig:
@@ -307,14 +267,3 @@ def _env(plan: Size, task_ids: Sequence[int]) -> LiberoEnvConfig:
         observation_height=_PIXELS,
         observation_width=_PIXELS,
     )
-
-
-def _env_flags(plan: Size) -> list[str]:
-    env: dict[str, Any] = {
-        "type": "libero",
-        "task": ",".join(plan.suites),
-        "task_ids": list(plan.trained),
-        "observation_height": _PIXELS,
-        "observation_width": _PIXELS,
-    }
-    return [f"--env.{name}={value}" for name, value in env.items()]
