@@ -11,7 +11,7 @@ from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from torch import Tensor
 
 from lerobot_smoothvla.flow.policy import Context, FlowPolicy
-from lerobot_smoothvla.flow.sampling import ChunkSample, integrate_ode
+from lerobot_smoothvla.flow.sampling import ChunkSample, initial_noise, integrate_ode
 
 
 @dataclass
@@ -40,8 +40,7 @@ class RealTimeChunkingSampler:
         self, policy: FlowPolicy, context: Context, generator: torch.Generator, batch_size: int = 1
     ) -> ChunkSample:
         """Chunks from noise that `generator` draws, on its device, as `DeployedSampler` does."""
-        shape = (batch_size, policy.chunk_size, policy.padded_action_dim)
-        noise = torch.randn(shape, generator=generator, device=generator.device)
+        noise = initial_noise(policy, generator, batch_size)
         weight = self.max_guidance_weight or float(policy.num_steps)
         guided = _GuidedFlow(policy, self._rest, self.n_action_steps, weight)
         actions = integrate_ode(guided, context, noise)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from lerobot_smoothvla.flow.sampling import (
     DeployedSampler,
     flow_sde_step,
     gaussian_log_prob,
+    initial_noise,
     ode_step,
     time_grid,
 )
@@ -133,9 +134,7 @@ class StepwiseRatio(RatioEstimator):
         device = generator.device
         steps = self._draw_steps(policy.num_steps, batch_size, generator)
         factor = noise_factor(policy.chunk_size, self.noise_length, device=device)
-        x = torch.randn(
-            (batch_size, policy.chunk_size, policy.padded_action_dim), generator=generator, device=device
-        )
+        x = initial_noise(policy, generator, batch_size)
         points, gaussians = [x], []
         for k in range(policy.num_steps):
             step = torch.full((batch_size,), k).to(device)

@@ -63,6 +63,12 @@ def integrate_ode(policy: FlowPolicy, context: Context, noise: Tensor) -> Tensor
     return x_t
 
 
+def initial_noise(policy: ChunkPolicy, generator: torch.Generator, batch_size: int) -> Tensor:
+    """(B, H, P) standard normal, x at t = 1, on the generator's device."""
+    shape = (batch_size, policy.chunk_size, policy.padded_action_dim)
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
 @dataclass(frozen=True)
 class DeployedSampler:
     """What is deployed: the policy's own sampling from random noise. For evaluation; it records nothing."""
@@ -72,8 +78,7 @@ class DeployedSampler:
         self, policy: ChunkPolicy, context: Context, generator: torch.Generator, batch_size: int = 1
     ) -> ChunkSample:
         """Chunks from noise that `generator` draws, on its device; see `RatioEstimator.sample`."""
-        shape = (batch_size, policy.chunk_size, policy.padded_action_dim)
-        noise = torch.randn(shape, generator=generator, device=generator.device)
+        noise = initial_noise(policy, generator, batch_size)
         return ChunkSample(policy.denoise(context, noise, generator), {})
 
 
