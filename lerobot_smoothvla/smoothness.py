@@ -113,13 +113,7 @@ def boundary_and_interior_jerk_rms(
         ValueError: If `dt` is not positive, there are fewer than 4 samples, or `executed` does not sum to T.
     """
     jerks, counted = jerk(positions, dt), _counted(positions, dt, moving_speed)
-    n_steps = positions.shape[-2] - 1
-    if int(executed.sum()) != n_steps:
-        raise ValueError(
-            f"`executed` should sum to the {n_steps} control steps between {n_steps + 1} positions, "
-            f"got {int(executed.sum())}; pass the steps that were run of each chunk, not the chunk size."
-        )
-    chunk_of_step = torch.arange(len(executed)).repeat_interleave(executed.cpu()).to(positions.device)
+    chunk_of_step = _chunk_of_step(positions, executed)
     crosses = chunk_of_step[2:] != chunk_of_step[:-2]
     return _rms(jerks, counted & crosses), _rms(jerks, counted & ~crosses)
 
@@ -142,12 +136,12 @@ def chunk_jerk_rms(
         (C,) jerk RMS, m/s³; NaN where a chunk has no sample that counts.
 
     Raises:
-        ValueError: If `dt` is not positive or there are fewer than 4 samples.
+        ValueError: If `dt` is not positive, there are fewer than 4 samples, or `executed` does not sum to T.
     """
     jerks, counted = jerk(positions, dt), _counted(positions, dt, moving_speed)
-    chunks = torch.arange(len(executed)).repeat_interleave(executed.cpu())[2:]
-    of_chunk = chunks == torch.arange(len(executed))[:, None]
-    return _rms(jerks.expand(len(executed), -1, -1), counted & of_chunk.to(counted.device))
+    chunks = torch.arange(len(executed), device=positions.device)[:, None]
+    of_chunk = _chunk_of_step(positions, executed)[2:] == chunks
+    return _rms(jerks.expand(len(executed), -1, -1), counted & of_chunk)
 
 
 def log_dimensionless_jerk(velocities: Tensor, dt: float) -> Tensor:
@@ -281,6 +275,17 @@ def measure(
             "sparc": spectral_arc_length(speed(positions, dt), dt).item(),
         }
     return terms
+
+
+def _chunk_of_step(positions: Tensor, executed: Tensor) -> Tensor:
+    """(T,) index of the chunk that each control step is of, from (..., T + 1, D) positions and (C,) steps."""
+    n_steps = positions.shape[-2] - 1
+    if int(executed.sum()) != n_steps:
+        raise ValueError(
+            f"`executed` should sum to the {n_steps} control steps between {n_steps + 1} positions, "
+            f"got {int(executed.sum())}; pass the steps that were run of each chunk, not the chunk size."
+        )
+    return torch.arange(len(executed)).repeat_interleave(executed.cpu()).to(positions.device)
 
 
 def _counted(positions: Tensor, dt: float, moving_speed: float | None) -> Tensor:

@@ -1,6 +1,8 @@
 """Closed forms, reference values of the original implementation, and invariances."""
 
 import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable
 
 import pytest
 import torch
@@ -200,47 +202,39 @@ def test_batched_equals_looped(seed, moving_speed):
     assert_same(extent)
 
 
-@settings(deadline=None, max_examples=30)
-@given(
-    seed=seeds,
-    executed=st.lists(st.integers(0, 6), min_size=1, max_size=6).filter(lambda e: sum(e) >= 3),
-    moving_speed=st.sampled_from([None, 0.3]),
-)
-def test_boundary_and_interior_equal_a_naive_loop(seed, executed, moving_speed):
-    n_steps = sum(executed)
-    positions = random_walk(seed, n_steps + 1, 3)
+def naive_jerk_rms(
+    positions: Tensor, executed: list[int], moving_speed: float | None, part: Callable[[list[int]], Hashable]
+) -> dict[Hashable, float]:
+    """Jerk RMS of each part, to which a sample belongs by the chunks of its three control steps."""
     owner = [chunk for chunk, n in enumerate(executed) for _ in range(n)]
     jerks, speeds = jerk(positions, DT), speed(positions, DT)
-    squares: dict[bool, list[float]] = {True: [], False: []}
-    for k in range(n_steps - 2):
+    squares: dict[Hashable, list[float]] = defaultdict(list)
+    for k in range(len(owner) - 2):
         if moving_speed is None or max(speeds[k : k + 3]) > moving_speed:
-            squares[len(set(owner[k : k + 3])) > 1].append(jerks[k].square().sum().item())
+            squares[part(owner[k : k + 3])].append(jerks[k].square().sum().item())
+    return {name: math.sqrt(sum(terms) / len(terms)) for name, terms in squares.items()}
 
+
+executed_steps = st.lists(st.integers(0, 6), min_size=1, max_size=6).filter(lambda e: sum(e) >= 3)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, executed=executed_steps, moving_speed=st.sampled_from([None, 0.3]))
+def test_boundary_and_interior_equal_a_naive_loop(seed, executed, moving_speed):
+    positions = random_walk(seed, sum(executed) + 1, 3)
+    expected = naive_jerk_rms(positions, executed, moving_speed, lambda chunks: len(set(chunks)) > 1)
     measured = boundary_and_interior_jerk_rms(positions, DT, torch.tensor(executed), moving_speed)
     for value, crosses in zip(measured, (True, False), strict=True):
-        terms = squares[crosses]
-        expected = math.sqrt(sum(terms) / len(terms)) if terms else math.nan
-        assert value.item() == pytest.approx(expected, nan_ok=True)
+        assert value.item() == pytest.approx(expected.get(crosses, math.nan), nan_ok=True)
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    seed=seeds,
-    executed=st.lists(st.integers(0, 6), min_size=1, max_size=6).filter(lambda e: sum(e) >= 3),
-    moving_speed=st.sampled_from([None, 0.3]),
-)
+@settings(deadline=None, max_examples=30)
+@given(seed=seeds, executed=executed_steps, moving_speed=st.sampled_from([None, 0.3]))
 def test_the_jerk_of_chunks_equals_a_naive_loop(seed, executed, moving_speed):
-    n_steps = sum(executed)
-    positions = random_walk(seed, n_steps + 1, 3)
-    owner = [chunk for chunk, n in enumerate(executed) for _ in range(n)]
-    jerks, speeds = jerk(positions, DT), speed(positions, DT)
-    squares: list[list[float]] = [[] for _ in executed]
-    for k in range(n_steps - 2):
-        if moving_speed is None or max(speeds[k : k + 3]) > moving_speed:
-            squares[owner[k + 2]].append(jerks[k].square().sum().item())
-
+    positions = random_walk(seed, sum(executed) + 1, 3)
+    of_chunk = naive_jerk_rms(positions, executed, moving_speed, lambda chunks: chunks[-1])
     measured = chunk_jerk_rms(positions, DT, torch.tensor(executed), moving_speed)
-    expected = [math.sqrt(sum(of) / len(of)) if of else math.nan for of in squares]
+    expected = [of_chunk.get(chunk, math.nan) for chunk in range(len(executed))]
     assert measured.tolist() == pytest.approx(expected, nan_ok=True)
 
 
@@ -353,5 +347,6 @@ def test_too_few_samples_are_rejected(function, minimum):
 
 
 def test_executed_steps_that_do_not_add_up_are_rejected():
-    with pytest.raises(ValueError, match="should sum to the 24 control steps .* got 32"):
-        boundary_and_interior_jerk_rms(torch.zeros(25, 3), DT, torch.tensor([16, 16]))
+    for function in (boundary_and_interior_jerk_rms, chunk_jerk_rms):
+        with pytest.raises(ValueError, match="should sum to the 24 control steps .* got 32"):
+            function(torch.zeros(25, 3), DT, torch.tensor([16, 16]))
