@@ -35,13 +35,12 @@ def run(config: GRPOPipelineConfig) -> None:
         if config.policy is not None:
             checkpoint.decide_push(config.policy, overrides)
     config.validate()
-    assert config.output_dir is not None
+    assert config.output_dir is not None  # `validate` fills it in.
     actor = load_actor(config.policy, config.peft, config.seed or 0)
     algorithm = GRPOAlgorithm(actor, config.algorithm)
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0
     with closing(make_engine(config.env, algorithm.actor, config.n_workers)) as engine:
         trainer = GRPOTrainer(config, algorithm, engine, tasks, iteration)
-        assert config.output_dir is not None  # `validate` fills it in.
         record(config.output_dir, steps=config.steps)
         saved = trainer.train()
     logging.info("Last checkpoint: %s", saved / "pretrained_model")

@@ -45,9 +45,9 @@ def _evaluate(some: Sequence[Trial], config: StudyConfig) -> None:
             # GRPO keeps the warm start's processors, so the checkpoints differ in their weights alone.
             engine.load_weights(load_actor(load_actor_config(checkpoint)).policy)
             name = f"{trial.arm} {trial.seed}, {condition.name}, filter {trial.filter}"
-            measured = evaluate(engine, starts, None, name, sampler, shift)
             report.prepare_output_dir(directory)
             record(directory)
+            measured = evaluate(engine, starts, None, name, sampler, shift)
             paths = {"policy": str(checkpoint)}
             used = {"policy": action_filter.to_json()}
             report.write(directory, paths, {"policy": measured}, used, shift)
