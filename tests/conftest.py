@@ -1,6 +1,8 @@
 """Fixtures that several test modules share. Everything is real but small, and nothing asks the Hub."""
 
+import logging
 import os
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,18 @@ def pytest_configure() -> None:
     prepare_libero(allow_download=False)
     require_gl()
     torch.set_num_threads(1)  # Small networks are slower on several.
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, object, object]:
+    """Takes back what LeRobot's `init_logging` did: its handler writes to the stderr of the test it ran in."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        return (yield)
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

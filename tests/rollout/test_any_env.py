@@ -45,7 +45,6 @@ def checkpoint(path: Path, env_type: str) -> Path:
 def test_grpo_and_evaluation_run_by_their_commands(env_type, tmp_path, monkeypatch, capsys):
     policy = checkpoint(tmp_path / "policy", env_type)
     monkeypatch.setattr("lerobot_smoothvla.cli.main.prepare_libero", lambda **_: pytest.fail("LIBERO starts"))
-    monkeypatch.setattr("lerobot_smoothvla.cli.grpo.init_logging", lambda: None)
     env = [f"env={env_type}", f"--env.episode_length={HORIZON}", f"--policy.path={policy}"]
     settings = ["--steps=1", "--n_workers=0", "--algorithm.n_groups=1", "--algorithm.group_size=2"]
     run = [f"--output_dir={tmp_path / 'run'}", *settings]
@@ -97,7 +96,6 @@ def test_an_environment_that_cannot_be_learnt_in_is_one_paragraph(
     command, arguments, message, tmp_path, monkeypatch, capsys
 ):
     policy = checkpoint(tmp_path / "policy", "pusht")
-    monkeypatch.setattr("lerobot_smoothvla.cli.grpo.init_logging", lambda: None)
     output = tmp_path / "output"
     flags = ["env=pusht", f"--policy.path={policy}", f"--output_dir={output}", *arguments]
     monkeypatch.setattr(sys, "argv", ["smoothvla", command, *flags])
