@@ -10,11 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 LAST = Path("checkpoints") / "last" / "pretrained_model"
 """In a training run, of `lerobot-train` and of `smoothvla grpo`."""
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+"""Of PyTorch and of Mesa's renderer, for commands that share the cores."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Stage:
         done: What is there once it has finished.
         environment: Variables it gets.
         restarts: Whether the command cannot go on with what an interrupted one left, so that goes first.
+        independent: Whether it needs nothing of other independent stages, so that they may run beside it.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Stage:
     done: Callable[[], bool]
     environment: dict[str, str] = field(default_factory=dict)
     restarts: bool = False
+    independent: bool = False
 
 
 def program(name: str) -> str:
@@ -109,44 +115,91 @@ def grpo_stage(name: str, output_dir: Path, warm_start: Path, steps: int, flags:
         ],
         lambda: iterations_done(run) >= steps,
         restarts=not resumes,
+        independent=True,
     )
 
 
-def run_stages(stages: Callable[[], Sequence[Stage]], output_dir: Path) -> dict[str, float]:
+def run_stages(
+    stages: Callable[[], Sequence[Stage]], output_dir: Path, n_beside: int = 1
+) -> dict[str, float]:
     """Run what is not done yet.
 
     Args:
         stages: The stages, asked for again before each of them, as a command may depend on what is there.
         output_dir: Where the stages' directories are; `minutes.json` is written there.
+        n_beside: How many of those that are `independent` run at a time. If more than one, each says
+            what it says in `<name>.log`, and computes in one thread.
 
     Returns:
         Minutes per stage, over all attempts.
 
     Raises:
-        ChildProcessError: If a stage fails; its own message is above it.
+        ChildProcessError: If a stage fails; what it said is above, or in its log.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     minutes_file = output_dir / "minutes.json"
     minutes = json.loads(minutes_file.read_text()) if minutes_file.is_file() else {}
-    names = [stage.name for stage in stages()]
-    for index, name in enumerate(names):
-        stage = stages()[index]
-        print(f"\n=== {index + 1} of {len(names)}: {name}\n$ {' '.join(stage.command)}\n", flush=True)
-        if stage.done():
-            print("Done before.", flush=True)
-            continue
-        if stage.restarts:
-            shutil.rmtree(output_dir / name, ignore_errors=True)
-        began = time.perf_counter()
-        code = subprocess.run(stage.command, env={**os.environ, **stage.environment}, check=False).returncode
-        if code != 0 or not stage.done():
+    running: list[_Running] = []
+
+    def finish_one() -> None:
+        ended = _first_to_end(running)
+        running.remove(ended)
+        name = ended.stage.name
+        if ended.process.returncode != 0 or not ended.stage.done():
             raise ChildProcessError(
-                f"The stage '{name}' ended with exit code {code}; its message is above. "
-                "Run the same command again to continue from here."
+                f"The stage '{name}' ended with exit code {ended.process.returncode}; its message is "
+                f"{ended.log or 'above'}. Run the same command again to continue from here."
             )
-        minutes[name] = minutes.get(name, 0.0) + (time.perf_counter() - began) / 60
+        minutes[name] = minutes.get(name, 0.0) + (time.perf_counter() - ended.began) / 60
         minutes_file.write_text(json.dumps(minutes, indent=2) + "\n")
+
+    names = [stage.name for stage in stages()]
+    try:
+        for index, name in enumerate(names):
+            while running and (len(running) == n_beside or not stages()[index].independent):
+                finish_one()
+            stage = stages()[index]
+            print(f"\n=== {index + 1} of {len(names)}: {name}\n$ {' '.join(stage.command)}\n", flush=True)
+            if stage.done():
+                print("Done before.", flush=True)
+                continue
+            if stage.restarts:
+                shutil.rmtree(output_dir / name, ignore_errors=True)
+            log = output_dir / f"{name}.log" if stage.independent and n_beside > 1 else None
+            running.append(_Running(stage, log))
+        while running:
+            finish_one()
+    finally:
+        for left in running:
+            left.process.terminate()
+        for left in running:
+            left.process.wait()
     return minutes
+
+
+class _Running:
+    """A stage's process."""
+
+    def __init__(self, stage: Stage, log: Path | None) -> None:
+        self.stage, self.log, self.began = stage, log, time.perf_counter()
+        with ExitStack() as stack:
+            if log:
+                log.parent.mkdir(parents=True, exist_ok=True)
+            output = stack.enter_context(log.open("a")) if log else None
+            self.process = subprocess.Popen(
+                stage.command,
+                env={**(_ONE_THREAD if log else {}), **os.environ, **stage.environment},
+                stdout=output,
+                stderr=output and subprocess.STDOUT,
+            )
+
+
+def _first_to_end(running: Sequence[_Running]) -> _Running:
+    while True:
+        for one in running:
+            if one.process.poll() is not None:
+                return one
+        time.sleep(0.1)
 
 
 def iterations_done(run: Path) -> int:

@@ -25,7 +25,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol() -> Generator[None, object, object]:
-    """Takes back what LeRobot's `init_logging` did: its handler writes to the stderr of the test it ran in."""
+    """Takes back what LeRobot's `init_logging` did: its handler writes to the stderr of that test."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:

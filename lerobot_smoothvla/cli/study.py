@@ -9,7 +9,7 @@ from lerobot_smoothvla.study.results import write_results
 
 def run(config: StudyConfig) -> None:
     """Run what is missing, and sum up."""
-    run_stages(lambda: stages(config), config.directory)
+    run_stages(lambda: stages(config), config.directory, n_beside=config.n_workers)
     evaluate_missing(config)
     table = write_results(config)
     print(f"\n{table.read_text()}\nWritten to {table.parent}.")

@@ -116,7 +116,7 @@ class StudyConfig:
         size: `full` takes some ten hours of two cores, `smoke` twenty minutes.
         output_dir: Demonstrations, runs and evaluations; default `outputs/study/<size>`.
         results_dir: Table, episodes and page; default `<output_dir>/results`.
-        n_workers: Processes, one a core.
+        n_workers: Processes at a time, one a core: of rollouts, or GRPO runs.
     """
 
     size: Literal["full", "smoke"] = "full"
@@ -249,8 +249,9 @@ def stages(config: StudyConfig) -> list[Stage]:
     )
     warm_start = sft_stage(out / WARM_START, dataset, plan.sft_steps, batch_size=32, seed=1)
     sizes = [f"--algorithm.n_groups={plan.n_groups}", f"--algorithm.group_size={plan.group_size}"]
-    grpo = [*env, *GRPO, *sizes, workers]
-    # Seed by seed, so that a study that is stopped early has whole comparisons.
+    # Runs go beside one another, each in one process, as an update keeps no more than a core busy. Seed by
+    # seed, so that a study that is stopped early has whole comparisons.
+    grpo = [*env, *GRPO, *sizes, "--n_workers=0"]
     return [demonstrations, warm_start] + [
         grpo_stage(
             run_name(arm, seed), out, out / WARM_START, plan.iterations, [*grpo, *flags, f"--seed={seed}"]

@@ -1,0 +1,75 @@
+"""Stages are real processes: in their order, some beside one another, and none twice."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lerobot_smoothvla.stages import Stage, run_stages
+
+MEET = """
+import os, sys, time
+from pathlib import Path
+mine, other = map(Path, sys.argv[1:])
+mine.write_text(os.environ["OMP_NUM_THREADS"])
+print("here", flush=True)
+while not other.exists():
+    time.sleep(0.01)
+"""
+"""Ends once the other stage has begun."""
+
+
+def stage(directory: Path, name: str, script: str, *arguments: str | Path, **settings) -> Stage:
+    made = directory / name
+    command = [sys.executable, "-c", script, *map(str, arguments or [made])]
+    return Stage(name, command, made.is_file, **settings)
+
+
+WRITE = "import sys; from pathlib import Path; Path(sys.argv[1]).write_text('')"
+
+
+def test_what_is_done_is_not_done_again(tmp_path, capfd):
+    stages = [stage(tmp_path, name, f"print('{name}', 'runs'); {WRITE}") for name in ("first", "second")]
+    (tmp_path / "first").touch()
+    minutes = run_stages(lambda: stages, tmp_path)
+    assert list(minutes) == ["second"]
+    said = capfd.readouterr().out
+    assert "first runs" not in said and "second runs" in said and "Done before." in said
+
+
+def test_independent_stages_meet_and_each_keeps_its_log_and_one_thread(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    a, b = tmp_path / "a", tmp_path / "b"
+    stages = [
+        stage(tmp_path, "a", MEET, a, b, independent=True),
+        stage(tmp_path, "b", MEET, b, a, independent=True),
+        stage(tmp_path, "c", f"assert __import__('os').path.exists({str(a)!r}); {WRITE}"),
+    ]
+    assert set(run_stages(lambda: stages, tmp_path, n_beside=2)) == {"a", "b", "c"}
+    assert (tmp_path / "a.log").read_text() == (tmp_path / "b.log").read_text() == "here\n"
+    assert a.read_text() == b.read_text() == "1"
+
+
+def test_a_failure_ends_what_runs_beside_it_and_says_where_it_is_told(tmp_path):
+    forever = (
+        f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    wait = f"while not __import__('os').path.exists({str(tmp_path / 'pid')!r}): pass\nraise SystemExit(3)"
+    stages = [
+        stage(tmp_path, "long", forever, independent=True),
+        stage(tmp_path, "bad", wait, independent=True),
+        stage(tmp_path, "never", WRITE, independent=True),
+    ]
+    begin = time.monotonic()
+    with pytest.raises(ChildProcessError, match=r"'bad' ended with exit code 3; its message is .*bad\.log"):
+        run_stages(lambda: stages, tmp_path, n_beside=2)
+    assert time.monotonic() - begin < 60 and not (tmp_path / "never").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_command_that_leaves_nothing_behind_has_failed(tmp_path):
+    with pytest.raises(ChildProcessError, match="'empty' ended with exit code 0; its message is above"):
+        run_stages(lambda: [stage(tmp_path, "empty", "")], tmp_path)
