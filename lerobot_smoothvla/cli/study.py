@@ -3,6 +3,7 @@
 from lerobot_smoothvla.cli.parsing import parse
 from lerobot_smoothvla.stages import run_stages
 from lerobot_smoothvla.study.evaluate import evaluate_missing
+from lerobot_smoothvla.study.page import write_study_page
 from lerobot_smoothvla.study.plan import StudyConfig, stages
 from lerobot_smoothvla.study.results import write_results
 
@@ -12,7 +13,8 @@ def run(config: StudyConfig) -> None:
     run_stages(lambda: stages(config), config.directory, n_beside=config.n_workers)
     evaluate_missing(config)
     table = write_results(config)
-    print(f"\n{table.read_text()}\nWritten to {table.parent}.")
+    page = write_study_page(config)
+    print(f"\n{table.read_text()}\nWritten to {table.parent}; {page.name} is the whole of it.")
 
 
 def main() -> None:

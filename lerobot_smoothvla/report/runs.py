@@ -68,12 +68,14 @@ class EvaluationRun:
     Attributes:
         path: Its directory.
         checkpoints: Paths of `policy` and, where two were compared, before it `compare`.
+        filters: Type of the filter that each one's actions went through.
         results: Theirs.
         provenance: Of the command.
     """
 
     path: Path
     checkpoints: dict[str, str]
+    filters: dict[str, str]
     results: dict[str, Evaluation]
     provenance: tuple[dict[str, Any], ...]
 
@@ -124,12 +126,13 @@ def read_runs(directories: Sequence[Path]) -> tuple[list[TrainingRun], list[Eval
 
 
 def evaluated_policies(evaluations: Sequence[EvaluationRun]) -> list[Policy]:
-    """Every policy of every evaluation, the same result of the same checkpoint once."""
+    """Every policy of every evaluation, the same result of the same checkpoint and filter once."""
     found: dict[tuple[str, str], tuple[str, EvaluationRun]] = {}
     for run in evaluations:
         for name, result in run.results.items():
+            filtered = run.filters[name] if run.filters[name] != "none" else ""
             # By its text, in which NaN equals NaN: `checkpoints/last` is another policy after more training.
-            found.setdefault((run.checkpoints[name], repr(result)), (name, run))
+            found.setdefault((str(Path(run.checkpoints[name], filtered)), repr(result)), (name, run))
     labels = short_labels([path for path, _ in found])
     return [Policy(label, name, run) for label, (name, run) in zip(labels, found.values(), strict=True)]
 
@@ -255,7 +258,9 @@ def _steps(provenance: Sequence[Mapping[str, Any]], configs: Sequence[Path]) -> 
 
 def _evaluation_run(directory: Path) -> EvaluationRun:
     checkpoints, results = read_evaluation(directory)
-    return EvaluationRun(directory, checkpoints, results, read_lines(directory / PROVENANCE))
+    info = json.loads((directory / EVAL_INFO).read_text(encoding="utf-8"))
+    filters = {name: (info[name].get("filter") or {}).get("type", "none") for name in results}
+    return EvaluationRun(directory, checkpoints, filters, results, read_lines(directory / PROVENANCE))
 
 
 def _unit(env_type: str) -> str:

@@ -1,12 +1,12 @@
-"""What a study found: every episode as a line, means and planned comparisons with their intervals, a table.
+"""What a study found: every episode as a line, and from these lines alone means, planned comparisons, tables.
 
 Dims: S seeds of an arm, M starts.
 """
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.evaluation.evaluate import Evaluation, Measurement, without_nan
 from lerobot_smoothvla.evaluation.report import EVAL_INFO, read_evaluation
 from lerobot_smoothvla.evaluation.statistics import Interval, crossed_bootstrap_interval
-from lerobot_smoothvla.study.plan import ARMS, WARM_START, StudyConfig, Trial, trials
+from lerobot_smoothvla.study.plan import WARM_START, StudyConfig, Trial, trials
 
 EPISODES, RESULTS, TABLE = "episodes.jsonl", "results.json", "table.md"
 
@@ -41,6 +41,8 @@ PLANNED = (("success", "smooth"), (WARM_START, "smooth"), (WARM_START, "success"
 
 Key = tuple[str, str, str]
 """Condition, filter and arm."""
+Results = dict[Key, dict[int, Evaluation]]
+"""Evaluations by the seed of their run."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,6 @@ class Comparison:
         condition: Of both.
         baseline: Arm and filter, "arm+filter".
         candidate: The same.
-        planned: Whether it was planned before the runs.
         differences: Of each of `MEASURES`.
         relative_jerk: Of jerk RMS, as a share of the baseline's mean.
     """
@@ -74,19 +75,8 @@ class Comparison:
     condition: str
     baseline: str
     candidate: str
-    planned: bool
     differences: dict[str, Interval | None]
     relative_jerk: Interval | None
-
-
-def read_trials(config: StudyConfig) -> dict[Trial, Evaluation]:
-    """The evaluations that are there."""
-    directories = {trial: trial.output_dir(config.directory) for trial in trials(config.plan)}
-    return {
-        trial: read_evaluation(directory)[1]["policy"]
-        for trial, directory in directories.items()
-        if (directory / EVAL_INFO).is_file()
-    }
 
 
 def write_results(config: StudyConfig) -> Path:
@@ -95,7 +85,12 @@ def write_results(config: StudyConfig) -> Path:
     Raises:
         FileNotFoundError: If nothing has been evaluated.
     """
-    found = read_trials(config)
+    directories = {trial: trial.output_dir(config.directory) for trial in trials(config.plan)}
+    found = {
+        trial: read_evaluation(directory)[1]["policy"]
+        for trial, directory in directories.items()
+        if (directory / EVAL_INFO).is_file()
+    }
     if not found:
         raise FileNotFoundError(
             f"There is no evaluation in '{config.directory}'; run `smoothvla study --size={config.size}`."
@@ -107,53 +102,75 @@ def write_results(config: StudyConfig) -> Path:
         for measurement in evaluation.measurements
     ]
     (config.results / EPISODES).write_text("\n".join(lines) + "\n")
-    cells, comparisons = summarise(found)
+    return write_tables(config.results)
+
+
+def write_tables(directory: Path) -> Path:
+    """Write `results.json` and `table.md` from the episodes beside them; returns the table."""
+    cells, comparisons = summarise(read_episodes(directory))
     info = {
-        "size": config.size,
         "cells": [
             {"condition": c, "filter": f, "arm": a, **asdict(cell)} for (c, f, a), cell in cells.items()
         ],
         "comparisons": [asdict(comparison) for comparison in comparisons],
     }
-    (config.results / RESULTS).write_text(json.dumps(without_nan(info), indent=1) + "\n")
-    table = config.results / TABLE
-    table.write_text(markdown(cells, comparisons))
+    (directory / RESULTS).write_text(json.dumps(without_nan(info), indent=1) + "\n")
+    table = directory / TABLE
+    table.write_text(f"{markdown(cell_rows(cells))}\n{markdown(comparison_rows(comparisons))}")
     return table
 
 
-def summarise(found: dict[Trial, Evaluation]) -> tuple[dict[Key, Cell], list[Comparison]]:
-    """Means of every arm, and every comparison that can be made: the planned ones, and with the filters."""
-    by_key: dict[Key, dict[int, Evaluation]] = {}
-    for trial, evaluation in found.items():
-        by_key.setdefault((trial.condition.name, trial.filter, trial.arm), {})[trial.seed] = evaluation
-    references = {c: runs[0] for (c, f, a), runs in by_key.items() if (f, a) == ("none", WARM_START)}
-    cells, comparisons = {}, []
-    for (condition, name, arm), runs in by_key.items():
-        values = {m: _values(runs, m, references.get(condition)) for m in MEASURES}
+def read_episodes(directory: Path) -> Results:
+    """What `write_results` wrote there, with its six digits.
+
+    Raises:
+        FileNotFoundError: If it wrote nothing.
+    """
+    file = directory / EPISODES
+    if not file.is_file():
+        raise FileNotFoundError(f"There are no episodes of a study in '{directory}': expected {file}.")
+    measurements: dict[tuple[Key, int], list[Measurement]] = {}
+    for text in file.read_text().splitlines():
+        line = json.loads(text)
+        key, seed = (line.pop("condition"), line.pop("filter"), line.pop("arm")), line.pop("run_seed")
+        start = Start(**{field.name: line.pop(field.name) for field in fields(Start)})
+        success = line.pop("success")
+        terms = {name: math.nan if value is None else value for name, value in line.items()}
+        measurements.setdefault((key, seed), []).append(Measurement(start, success, terms))
+    found: Results = {}
+    for (key, seed), some in measurements.items():
+        found.setdefault(key, {})[seed] = Evaluation(tuple(some))
+    return found
+
+
+def summarise(found: Results) -> tuple[dict[Key, Cell], list[Comparison]]:
+    """Means of every arm, and the planned comparisons that can be made: also with each filtered baseline."""
+    cells = {}
+    for key, runs in found.items():
+        reference = _reference(found, key[0])
         n_starts = len(next(iter(runs.values())).measurements)
-        cells[condition, name, arm] = Cell(len(runs), n_starts, {m: _interval(v) for m, v in values.items()})
-    for condition, filter_name, arm in by_key:
-        if (filter_name, arm) != ("none", "smooth") and arm in (WARM_START, *ARMS):
-            candidate = (condition, "none", "smooth")
-            if candidate in by_key:
-                planned = filter_name != "none" or (arm, "smooth") in PLANNED
-                comparisons.append(_compare(by_key, (condition, filter_name, arm), candidate, planned))
-    for condition in references:
-        if (condition, "none", "success") in by_key:
-            keys = (condition, "none", WARM_START), (condition, "none", "success")
-            comparisons.append(_compare(by_key, *keys, planned=True))
-    return cells, comparisons
+        measures = {m: _interval(_values(runs, m, reference)) for m in MEASURES}
+        cells[key] = Cell(len(runs), n_starts, measures)
+    pairs = [
+        ((condition, "none", baseline), (condition, "none", candidate))
+        for condition in dict.fromkeys(condition for condition, _, _ in found)
+        for baseline, candidate in PLANNED
+    ]
+    pairs += [(key, (key[0], "none", "smooth")) for key in found if key[1] != "none"]
+    made = [_compare(found, *pair) for pair in pairs if found.keys() >= {*pair}]
+    return cells, [comparison for comparison in made if comparison is not None]
 
 
-def _compare(
-    by_key: dict[Key, dict[int, Evaluation]], baseline: Key, candidate: Key, planned: bool
-) -> Comparison:
+def _compare(found: Results, baseline: Key, candidate: Key) -> Comparison | None:
+    """None where they have no seed in common yet."""
     condition = baseline[0]
-    reference = by_key.get((condition, "none", WARM_START), {}).get(0)
-    first, second = by_key[baseline], by_key[candidate]
+    reference = _reference(found, condition)
+    first, second = found[baseline], found[candidate]
     if set(first) == {0}:  # One warm start for all seeds.
         first = dict.fromkeys(second, first[0])
     seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        return None
     first, second = ({seed: of[seed] for seed in seeds} for of in (first, second))
     differences, relative = {}, None
     for measure in MEASURES:
@@ -164,7 +181,12 @@ def _compare(
             scale = np.nanmean(np.where(np.isfinite(after), before, np.nan))
             relative = _interval((after - before) / scale)
     names = ["+".join((arm, *([f] if f != "none" else []))) for _, f, arm in (baseline, candidate)]
-    return Comparison(condition, names[0], names[1], planned, differences, relative)
+    return Comparison(condition, names[0], names[1], differences, relative)
+
+
+def _reference(found: Results, condition: str) -> Evaluation | None:
+    """The warm start's, whose durations others are matched with."""
+    return found.get((condition, "none", WARM_START), {}).get(0)
 
 
 def _values(runs: dict[int, Evaluation], measure: str, reference: Evaluation | None) -> NDArray[np.float64]:
@@ -206,38 +228,45 @@ def _line(trial: Trial, measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def markdown(cells: dict[Key, Cell], comparisons: Sequence[Comparison]) -> str:
-    """Two tables: what every arm does, and the comparisons."""
-    lines = [
-        "| condition | arm | filter | runs × starts | success | jerk RMS, m/s³ | of successes | LDLJ |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def cell_rows(cells: Mapping[Key, Cell]) -> list[list[str]]:
+    """Headers, and a row for what each arm does."""
     shown = ("success_rate", "jerk_rms", "jerk_rms_success", "ldlj")
-    for (condition, name, arm), cell in cells.items():
-        values = [interval_text(cell.measures[m]) for m in shown]
-        row = [condition, arm, name, f"{cell.n_seeds} × {cell.n_starts}", *values]
-        lines.append(f"| {' | '.join(row)} |")
-    lines += [
-        "",
-        "| condition | difference | success | jerk RMS, m/s³ | % | at matched duration | solved after, s |",
-        "|---|---|---|---|---|---|---|",
+    return [
+        ["condition", "arm", "filter", "runs × starts", "success", "jerk RMS, m/s³", "of successes", "LDLJ"],
+        *(
+            [condition, arm, name, f"{cell.n_seeds} × {cell.n_starts}"]
+            + [interval_text(cell.measures[measure]) for measure in shown]
+            for (condition, name, arm), cell in cells.items()
+        ),
     ]
+
+
+def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    """Headers, and a row for each planned comparison."""
+    measured = ("at matched duration", "solved after, s")
+    rows = [["condition", "difference", "success", "jerk RMS, m/s³", "%", *measured]]
     for c in comparisons:
-        d = c.differences
         percent = c.relative_jerk and Interval(
             *(100 * v for v in (c.relative_jerk.estimate, c.relative_jerk.low, c.relative_jerk.high))
         )
-        row = [
-            c.condition,
-            f"{c.candidate} − {c.baseline}" + ("" if c.planned else " (not planned)"),
-            interval_text(d["success_rate"], signed=True),
-            interval_text(d["jerk_rms"], signed=True),
-            interval_text(percent, signed=True),
-            interval_text(d["jerk_at_matched_duration"], signed=True),
-            interval_text(d["time_to_success"], signed=True),
-        ]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(
+            [
+                c.condition,
+                f"{c.candidate} − {c.baseline}",
+                interval_text(c.differences["success_rate"], signed=True),
+                interval_text(c.differences["jerk_rms"], signed=True),
+                interval_text(percent, signed=True),
+                interval_text(c.differences["jerk_at_matched_duration"], signed=True),
+                interval_text(c.differences["time_to_success"], signed=True),
+            ]
+        )
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its header."""
+    header, *others = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([header, "|---" * len(rows[0]) + "|", *others]) + "\n"
 
 
 def interval_text(interval: Interval | None, signed: bool = False) -> str:

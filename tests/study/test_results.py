@@ -1,15 +1,25 @@
 """What is made of evaluations whose outcome is known."""
 
+import html
 import json
 import math
 from pathlib import Path
 
 import pytest
-from study_results import evaluations, trial
+from study_results import evaluation, results
 
 from lerobot_smoothvla.evaluation import report
+from lerobot_smoothvla.study.page import write_study_page
 from lerobot_smoothvla.study.plan import StudyConfig, trials
-from lerobot_smoothvla.study.results import EPISODES, RESULTS, summarise, write_results
+from lerobot_smoothvla.study.results import (
+    EPISODES,
+    RESULTS,
+    cell_rows,
+    comparison_rows,
+    read_episodes,
+    summarise,
+    write_results,
+)
 
 
 def comparison(comparisons, candidate: str, baseline: str, condition: str = "trained"):
@@ -20,7 +30,7 @@ def comparison(comparisons, candidate: str, baseline: str, condition: str = "tra
 
 
 def test_differences_are_paired_by_start_and_seed_and_jerk_is_also_relative():
-    cells, comparisons = summarise(evaluations())
+    cells, comparisons = summarise(results())
     assert cells["trained", "none", "smooth"].n_seeds == 3 and cells["trained", "none", "sft"].n_seeds == 1
     found = comparison(comparisons, "smooth", "success")
     # Every start has a jerk of its own, which is 3 lower under the other policy: so there is no spread.
@@ -28,11 +38,10 @@ def test_differences_are_paired_by_start_and_seed_and_jerk_is_also_relative():
     assert (jerk.estimate, jerk.low, jerk.high) == pytest.approx((-3.0, -3.0, -3.0))
     mean = cells["trained", "none", "success"].measures["jerk_rms"].estimate
     assert found.relative_jerk.estimate == pytest.approx(-3.0 / mean)
-    assert found.planned
 
 
 def test_a_policy_that_only_slows_down_is_no_smoother_at_matched_duration():
-    _, comparisons = summarise(evaluations(smooth_jerk=lambda jerk: jerk / 8, smooth_time=16.0))
+    _, comparisons = summarise(results(smooth_jerk=lambda jerk: jerk / 8, smooth_time=16.0))
     differences = comparison(comparisons, "smooth", "sft").differences
     assert differences["jerk_rms"].high < -5
     assert differences["jerk_at_matched_duration"].estimate == pytest.approx(0.0, abs=1e-9)
@@ -40,7 +49,7 @@ def test_a_policy_that_only_slows_down_is_no_smoother_at_matched_duration():
 
 
 def test_failures_count_for_success_and_not_for_the_jerk_of_successes():
-    cells, comparisons = summarise(evaluations(sft_successes=5))
+    cells, comparisons = summarise(results(sft_successes=5))
     measures = cells["trained", "none", "sft"].measures
     assert measures["success_rate"].estimate == 0.5
     assert measures["jerk_rms"].estimate == pytest.approx(14.5)  # 10, 11, …, 19
@@ -51,29 +60,46 @@ def test_failures_count_for_success_and_not_for_the_jerk_of_successes():
 
 
 def test_a_filter_is_what_the_jerk_reward_is_compared_with():
-    found = evaluations() | {trial("success", 1, "exponential"): next(iter(evaluations().values()))}
+    filtered = {("trained", "exponential", "success"): {1: evaluation(lambda jerk: jerk)}}
+    _, comparisons = summarise(results() | filtered)
+    found = comparison(comparisons, "smooth", "success+exponential")
+    assert found.differences["jerk_rms"].estimate == pytest.approx(-3.0)
+
+
+def test_arms_without_a_seed_in_common_are_not_compared():
+    found = results()
+    found["trained", "none", "smooth"] = {4: evaluation(lambda jerk: jerk)}
     _, comparisons = summarise(found)
-    filtered = comparison(comparisons, "smooth", "success+exponential")
-    assert filtered.planned and filtered.differences["jerk_rms"].estimate == pytest.approx(-3.0)
+    assert [(c.candidate, c.baseline) for c in comparisons] == [("smooth", "sft"), ("success", "sft")]
 
 
 def test_what_has_been_evaluated_so_far_is_written_and_read_back(tmp_path: Path):
     config = StudyConfig(size="smoke", output_dir=tmp_path)
     with pytest.raises(FileNotFoundError, match="no evaluation in .* run `smoothvla study --size=smoke`"):
         write_results(config)
-    some = {t: e for t, e in evaluations().items() if t.seed < 2}
-    planned = {(t.arm, t.seed, t.condition.name, t.filter): t for t in trials(config.plan)}
-    for one, evaluation in some.items():
-        for condition in ("trained", "camera"):
-            directory = planned[one.arm, one.seed, condition, "none"].output_dir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no episodes of a study in"):
+        read_episodes(config.results)
+    some = {key: {seed: of for seed, of in runs.items() if seed < 2} for key, runs in results().items()}
+    for trial in trials(config.plan):
+        if trial.condition.name in ("trained", "camera") and trial.filter == "none":
+            directory = trial.output_dir(tmp_path)
             directory.mkdir(parents=True)
-            report.write(directory, {"policy": one.arm}, {"policy": evaluation})
+            found = some["trained", "none", trial.arm][trial.seed]
+            report.write(directory, {"policy": trial.arm}, {"policy": found})
     table = write_results(config).read_text()
     lines = [json.loads(line) for line in (config.results / EPISODES).read_text().splitlines()]
     assert len(lines) == 2 * 4 * 10
     assert {line["arm"] for line in lines} == {"sft", "success", "sum", "smooth"}
     cells, comparisons = summarise(some)
+    assert {
+        k: c for k, c in summarise(read_episodes(config.results))[0].items() if k[0] == "trained"
+    } == cells
     written = json.loads((config.results / RESULTS).read_text())
     assert len(written["cells"]) == 2 * len(cells) and len(written["comparisons"]) == 2 * len(comparisons)
     assert "| trained | smooth − success | +0.00 (+0.00 to +0.00) | −3.00 (−3.00 to −3.00) |" in table
     assert not math.isnan(written["comparisons"][0]["differences"]["jerk_rms"]["estimate"])
+
+    page = write_study_page(config).read_text()
+    assert page.count("Success against jerk, every arm") == 4  # caption and label in two conditions
+    for row in (*cell_rows(cells), *comparison_rows(comparisons)):
+        assert all(html.escape(cell) in page for cell in row)
