@@ -4,7 +4,7 @@
 WORKERS ?= 2
 ONE_THREAD = OMP_NUM_THREADS=1 LP_NUM_THREADS=1
 
-.PHONY: setup lint test demo study clean
+.PHONY: setup lint test demo study results clean
 
 setup:
 	@bash scripts/setup.sh
@@ -23,6 +23,10 @@ demo: setup
 SIZE ?= full
 study: setup
 	.venv/bin/smoothvla study --size=$(SIZE)
+
+# README's headline and the tables of docs/results, from docs/results/episodes.jsonl.
+results: setup
+	.venv/bin/python scripts/headline.py
 
 clean:
 	rm -rf .venv outputs dist build

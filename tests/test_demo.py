@@ -139,6 +139,7 @@ def test_the_whole_demo_runs_small_in_real_processes(tmp_path):
         "n_groups": 1,
         "group_size": 2,
         "eval_episodes": 2,
+        "n_workers": 1,
     }
     flags = [f"--{name}={value}" for name, value in {"output_dir": output, **sizes}.items()]
     program = Path(sys.executable).parent / "smoothvla"

@@ -71,6 +71,7 @@ class Size:
         unseen_episodes: Per unseen task.
         shifts: Conditions beside the plain one.
         filters: Beside none, of `filters`.
+        horizon: Control steps of a rollout and of an evaluated episode; None for the suites' own.
     """
 
     suites: tuple[str, ...] = ("libero_object", "libero_spatial")
@@ -86,6 +87,7 @@ class Size:
     unseen_episodes: int = 7
     shifts: tuple[ShiftKind, ...] = ("camera", "light", "arm", "placement")
     filters: tuple[str, ...] = ("exponential", "jerk_limited", "blend", "rtc")
+    horizon: int | None = None
 
 
 SIZES = {
@@ -251,7 +253,8 @@ def stages(config: StudyConfig) -> list[Stage]:
     sizes = [f"--algorithm.n_groups={plan.n_groups}", f"--algorithm.group_size={plan.group_size}"]
     # Runs go beside one another, each in one process, as an update keeps no more than a core busy. Seed by
     # seed, so that a study that is stopped early has whole comparisons.
-    grpo = [*env, *GRPO, *sizes, "--n_workers=0"]
+    horizon = [] if plan.horizon is None else [f"--env.episode_length={plan.horizon}"]
+    grpo = [*env, *horizon, *GRPO, *sizes, "--n_workers=0"]
     return [demonstrations, warm_start] + [
         grpo_stage(
             run_name(arm, seed), out, out / WARM_START, plan.iterations, [*grpo, *flags, f"--seed={seed}"]
@@ -265,6 +268,7 @@ def _env(plan: Size, task_ids: Sequence[int]) -> LiberoEnvConfig:
     return LiberoEnvConfig(
         task=",".join(plan.suites),
         task_ids=list(task_ids),
+        episode_length=plan.horizon,
         observation_height=_PIXELS,
         observation_width=_PIXELS,
     )
