@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import runpy
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from lerobot_smoothvla.study.results import (
     summarise,
     write_results,
 )
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def comparison(comparisons, candidate: str, baseline: str, condition: str = "trained"):
@@ -103,3 +106,17 @@ def test_what_has_been_evaluated_so_far_is_written_and_read_back(tmp_path: Path)
     assert page.count("Success against jerk, every arm") == 4  # caption and label in two conditions
     for row in (*cell_rows(cells), *comparison_rows(comparisons)):
         assert all(html.escape(cell) in page for cell in row)
+
+
+def test_the_readme_shows_what_the_results_say_and_nothing_else_changes(tmp_path: Path):
+    script = runpy.run_path(str(REPOSITORY / "scripts" / "headline.py"))
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    written = script["with_headline"](readme, results())
+    assert "| smooth − success | +0.00 (+0.00 to +0.00) | −3.00 (−3.00 to −3.00) |" in written
+    assert script["with_headline"](written, results()) == written
+    before, after = (text.partition("<!-- headline -->")[0] for text in (readme, written))
+    assert before == after and written.partition("<!-- end of")[2] == readme.partition("<!-- end of")[2]
+    with pytest.raises(ValueError, match="no place for a headline"):
+        script["with_headline"]("# A document\n", results())
+    if (kept := REPOSITORY / script["RESULTS"]).is_dir():
+        assert readme == script["with_headline"](readme, read_episodes(kept))
