@@ -14,11 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lerobot_smoothvla.rollout.local import ONE_THREAD
+
 LAST = Path("checkpoints") / "last" / "pretrained_model"
 """In a training run, of `lerobot-train` and of `smoothvla grpo`."""
-
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
-"""Of PyTorch and of Mesa's renderer, for commands that share the cores."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ class _Running:
             output = stack.enter_context(log.open("a")) if log else None
             self.process = subprocess.Popen(
                 stage.command,
-                env={**(_ONE_THREAD if log else {}), **os.environ, **stage.environment},
+                env={**(ONE_THREAD if log else {}), **os.environ, **stage.environment},
                 stdout=output,
                 stderr=output and subprocess.STDOUT,
             )

@@ -39,7 +39,7 @@ def run(config: GRPOPipelineConfig) -> None:
     actor = load_actor(config.policy, config.peft, config.seed or 0)
     algorithm = GRPOAlgorithm(actor, config.algorithm)
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0
-    with closing(make_engine(config.env, algorithm.actor, config.n_workers)) as engine:
+    with closing(make_engine(config.env, algorithm.actor, config.n_workers, config.rollout)) as engine:
         trainer = GRPOTrainer(config, algorithm, engine, tasks, iteration)
         record(config.output_dir, steps=config.steps)
         saved = trainer.train()

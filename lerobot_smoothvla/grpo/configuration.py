@@ -16,6 +16,7 @@ from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio, PosteriorRatio, RatioEstimator
 from lerobot_smoothvla.grpo.objective import AdvantageMode, NegativeSide
 from lerobot_smoothvla.jerk_reward import JerkRewardConfig
+from lerobot_smoothvla.rollout.configuration import RolloutConfig
 
 Ratio = Literal["auto", "flow_matching", "flow_sde", "posterior"]
 
@@ -213,6 +214,7 @@ class GRPOPipelineConfig(TrainPipelineConfig):
     Attributes:
         algorithm: GRPO's settings.
         n_workers: Rollout processes, one a core; 0 rolls out in this process.
+        rollout: Where they are.
     """
 
     dataset: DatasetConfig | None = None
@@ -221,6 +223,7 @@ class GRPOPipelineConfig(TrainPipelineConfig):
     output_dir: Path | None = None
     job_name: str | None = None
     n_workers: int = 2
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     steps: int = 20
     save_freq: int = 5
     log_freq: int = 1
@@ -242,6 +245,8 @@ class GRPOPipelineConfig(TrainPipelineConfig):
             env_adapter(self.env)
         if self.n_workers < 0:
             raise ValueError(f"`n_workers` should be at least 0, got {self.n_workers}.")
+        if self.rollout.backend == "ray" and self.n_workers == 0:
+            raise ValueError("`n_workers` should be at least 1 for --rollout.backend=ray, got 0.")
         if self.steps < 1:
             raise ValueError(f"`steps` should be at least 1 iteration, got {self.steps}.")
 

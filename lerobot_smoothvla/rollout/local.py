@@ -29,9 +29,10 @@ from lerobot_smoothvla.episode import Episode
 from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.peft_loading import adapter_of, with_structure
+from lerobot_smoothvla.rollout.configuration import RolloutConfig
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest, run_episode
 
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
 """Of torch and of Mesa's software renderer: with one process a core, more get in each other's way."""
 
 
@@ -151,7 +152,7 @@ class ProcessWorker:
         """
         context = mp.get_context("spawn")
         self.connection, child = context.Pipe()
-        with _environment(_ONE_THREAD):
+        with _environment(ONE_THREAD):
             self._process = context.Process(
                 target=_serve, args=(child, env_config, recipe, weights), daemon=True
             )
@@ -281,8 +282,24 @@ class ProcessEngine(RolloutEngine[ProcessWorker]):
         super().close()
 
 
-def make_engine(env_config: EnvConfig, actor: Actor, n_workers: int) -> RolloutEngine[Any]:
-    """An engine with `n_workers` processes, or with the serial worker in this process for 0."""
+def make_engine(
+    env_config: EnvConfig, actor: Actor, n_workers: int, config: RolloutConfig | None = None
+) -> RolloutEngine[Any]:
+    """An engine with `n_workers` processes, or with the serial worker in this process for 0.
+
+    Args:
+        env_config: LeRobot's environment config.
+        actor: Whose weights, config and execution it starts with.
+        n_workers: Processes; one a core.
+        config: Where they are; None for this machine.
+    """
+    if config is not None and config.backend == "ray":
+        if config.address is None:
+            # Whatever its name says: with it, Ray's own cluster listens on loopback alone. Read on import.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        from lerobot_smoothvla.rollout.ray import RayEngine
+
+        return RayEngine(env_config, actor, n_workers, config.address)
     if n_workers == 0:
         return RolloutEngine([SerialWorker(env_config, actor)], list)
     return ProcessEngine(env_config, actor, n_workers)

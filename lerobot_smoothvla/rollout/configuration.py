@@ -1,0 +1,42 @@
+"""Where rollouts are run: `--rollout.backend` and `--rollout.address`."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+Backend = Literal["local", "ray"]
+
+
+@dataclass
+class RolloutConfig:
+    """Where rollouts are run.
+
+    Attributes:
+        backend: `local`, processes of this machine, or `ray`, actors of a Ray cluster.
+        address: Of an existing cluster, `auto` or `HOST:PORT`; without one, Ray is started on this machine.
+    """
+
+    backend: Backend = "local"
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        """Reject what could not be run.
+
+        Raises:
+            ValueError: If there is no such backend, or an address without Ray.
+            ImportError: If Ray is not installed.
+        """
+        if self.backend not in get_args(Backend):
+            raise ValueError(
+                f"`backend` should be one of {', '.join(get_args(Backend))}, got '{self.backend}'."
+            )
+        if self.backend == "ray" and find_spec("ray") is None:
+            raise ImportError(
+                "Rollouts by Ray need the package 'ray', which is not installed; try "
+                "`pip install 'lerobot_policy_smoothvla[ray]'`."
+            )
+        if self.backend == "local" and self.address is not None:
+            raise ValueError(
+                f"`address` is of a Ray cluster, got '{self.address}' for the backend 'local'; add "
+                "--rollout.backend=ray."
+            )

@@ -1,0 +1,146 @@
+"""Workers that are Ray actors: on this machine, or wherever a Ray cluster has room.
+
+They give the episodes of the serial worker, bit by bit on the same kind of CPU.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import ray
+import torch
+from lerobot.envs.configs import EnvConfig
+from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
+from lerobot.policies import PreTrainedPolicy
+from lerobot.utils.import_utils import register_third_party_plugins
+from torch import Tensor
+
+from lerobot_smoothvla.envs.assets import prepare_libero
+from lerobot_smoothvla.episode import Episode
+from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest
+from lerobot_smoothvla.rollout.local import ONE_THREAD, ActorRecipe, Simulators, rollout
+
+
+class RayWorker:
+    """Runs requests in a Ray actor, with its own simulators and its own copy of the policy."""
+
+    def __init__(self, env_config: EnvConfig, recipe: ActorRecipe, weights: ray.ObjectRef) -> None:
+        """Ask for an actor with a core of its own.
+
+        Args:
+            env_config: LeRobot's environment config.
+            recipe: Of the policy.
+            weights: Its state, in the object store.
+        """
+        self._remote: Any = ray.remote(num_cpus=1)(_Remote).remote(env_config, recipe, weights)
+
+    def submit(self, request: RolloutRequest) -> None:
+        """Send the request."""
+        self.episode: ray.ObjectRef = self._remote.run.remote(request)
+
+    def collect(self) -> Episode:
+        """Wait for the episode.
+
+        Raises:
+            RuntimeError: If the rollout failed in its actor, or the actor was lost.
+        """
+        try:
+            return ray.get(self.episode)
+        except ray.exceptions.RayTaskError as error:
+            raise RuntimeError(f"A rollout failed in its Ray actor:\n{error}") from None
+        except ray.exceptions.RayActorError as error:
+            raise RuntimeError(f"A Ray actor with a rollout was lost: {error}") from None
+
+    def load_weights(self, weights: ray.ObjectRef) -> None:
+        """Let the actor fetch these weights before its next request."""
+        self._remote.load_weights.remote(weights)
+
+    def close(self) -> None:
+        """End the actor."""
+        ray.kill(self._remote)
+
+
+class _Remote:
+    """What a Ray actor does."""
+
+    def __init__(self, env_config: EnvConfig, recipe: ActorRecipe, weights: dict[str, Tensor]) -> None:
+        torch.set_num_threads(1)
+        if isinstance(env_config, LiberoEnvConfig):
+            prepare_libero()  # Its node may be another than the learner's.
+        register_third_party_plugins()
+        self._simulators = Simulators(env_config)
+        # What the object store hands out is read-only, and these will be written over.
+        self._actor = recipe.build({name: tensor.clone() for name, tensor in weights.items()})
+
+    def run(self, request: RolloutRequest) -> Episode:
+        return rollout(self._simulators, self._actor, request)
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self._actor.policy.load_state_dict(weights)
+
+
+class RayEngine(RolloutEngine[RayWorker]):
+    """Ray actors around one copy of the weights in each node's object store."""
+
+    def __init__(self, env_config: EnvConfig, actor: Actor, n_workers: int, address: str | None = None):
+        """Join or start a cluster, and ask it for `n_workers` actors; it places them where a core is free.
+
+        Args:
+            env_config: LeRobot's environment config.
+            actor: Whose weights, config and execution they start with. Its checkpoint's directory, where the
+                processors are, has to be there on every node.
+            n_workers: Actors, each of which takes a core.
+            address: Of a cluster, as `ray.init` takes it; None starts one on this machine, on loopback.
+
+        Raises:
+            ConnectionError: If there is no cluster at the address.
+            ValueError: If it has fewer cores than actors are asked for.
+        """
+        self._own = not ray.is_initialized()
+        if self._own:
+            _join(address, n_workers)
+        n_cores = int(ray.cluster_resources().get("CPU", 0))
+        if n_workers > n_cores:
+            self._leave()
+            raise ValueError(
+                f"`n_workers` should be at most {n_cores}, the cores of the Ray cluster, got {n_workers}."
+            )
+        recipe, weights = ActorRecipe.of(actor), _put(actor.policy)
+        super().__init__([RayWorker(env_config, recipe, weights) for _ in range(n_workers)], _wait_for_actors)
+
+    def load_weights(self, policy: PreTrainedPolicy) -> None:
+        """Put the weights into the object store once, and tell every actor."""
+        weights = _put(policy)
+        for worker in self._workers:
+            worker.load_weights(weights)
+
+    def close(self) -> None:
+        """End the actors, and the cluster where it was started for them."""
+        super().close()
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._own:
+            ray.shutdown()
+
+
+def _join(address: str | None, n_workers: int) -> None:
+    """Join the cluster, or start one."""
+    common: dict[str, Any] = {
+        "runtime_env": {"env_vars": ONE_THREAD},
+        "log_to_driver": False,
+        "logging_level": "WARNING",
+    }
+    if address is not None:
+        ray.init(address=address, **common)
+    else:
+        ray.init("local", num_cpus=n_workers, include_dashboard=False, **common)
+
+
+def _put(policy: PreTrainedPolicy) -> ray.ObjectRef:
+    return ray.put({name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()})
+
+
+def _wait_for_actors(workers: Iterable[RayWorker]) -> list[RayWorker]:
+    workers = list(workers)
+    ready, _ = ray.wait([worker.episode for worker in workers])
+    return [worker for worker in workers if worker.episode in ready]
