@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -34,7 +36,14 @@ class Run:
     log: Path
 
 
-def start_run(output: Path, *arguments: str, policy_type: str = "smoothvla", distance: float = 0.12) -> Run:
+def start_run(
+    output: Path,
+    *arguments: str,
+    policy_type: str = "smoothvla",
+    distance: float = 0.12,
+    rank: int = 0,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Run:
     """Start the command.
 
     Args:
@@ -42,9 +51,11 @@ def start_run(output: Path, *arguments: str, policy_type: str = "smoothvla", dis
         arguments: Its other flags.
         policy_type: Of the policy.
         distance: That the gripper has to move by, m.
+        rank: Of the process, where the output directory has several.
+        variables: Of its environment, beside this process's.
     """
-    log = output.with_suffix(".log")
-    environment = {**os.environ, "WANDB_DIR": str(output)}
+    log = output.with_suffix(f".{rank}.log")
+    environment = {**os.environ, "WANDB_DIR": str(output), **variables}
     command = ("smoothvla", "grpo", f"--output_dir={output}", *arguments)
     task = (command, environment, log, policy_type, distance)
     process = FORKING.Process(target=_smoothvla, args=task, daemon=True)

@@ -15,6 +15,7 @@ from lerobot_smoothvla.envs.tasks import require_init_states, require_usable, se
 from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
+from lerobot_smoothvla.grpo.ranks import launched
 from lerobot_smoothvla.grpo.trainer import GRPOTrainer
 from lerobot_smoothvla.provenance import record
 from lerobot_smoothvla.rollout.local import make_engine
@@ -36,15 +37,24 @@ def run(config: GRPOPipelineConfig) -> None:
             checkpoint.decide_push(config.policy, overrides)
     config.validate()
     assert config.output_dir is not None  # `validate` fills it in.
+    ranks = launched(config.policy.device)
+    if config.algorithm.n_groups < ranks.size:
+        raise ValueError(
+            f"`n_groups` should be at least {ranks.size}, a group for each process, got "
+            f"{config.algorithm.n_groups}; raise --algorithm.n_groups or launch fewer processes."
+        )
+    ranks.gather(None)  # Nobody writes before all have looked at what is there.
     actor = load_actor(config.policy, config.peft, config.seed or 0)
-    algorithm = GRPOAlgorithm(actor, config.algorithm)
+    algorithm = GRPOAlgorithm(actor, config.algorithm, ranks)
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0
     with closing(make_engine(config.env, algorithm.actor, config.n_workers, config.rollout)) as engine:
         trainer = GRPOTrainer(config, algorithm, engine, tasks, iteration)
-        record(config.output_dir, steps=config.steps)
+        if ranks.first:
+            record(config.output_dir, steps=config.steps)
         saved = trainer.train()
     logging.info("Last checkpoint: %s", saved / "pretrained_model")
-    checkpoint.push_to_hub(config, algorithm)
+    if ranks.first:
+        checkpoint.push_to_hub(config, algorithm)
 
 
 def main() -> None:

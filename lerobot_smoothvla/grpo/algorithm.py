@@ -18,9 +18,11 @@ from lerobot_smoothvla.episode import Episode, Group
 from lerobot_smoothvla.flow.adapters.execution import store_frozen_in_bf16
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.grpo.objective import chunk_advantages, chunk_weights, clipped_objective, keep_group
+from lerobot_smoothvla.grpo.ranks import Ranks
 from lerobot_smoothvla.rollout.engine import Actor
 
-_MEANS = ("loss", "grad_norm", "ratio_deviation", "clip_fraction", "approx_kl")
+_OF_CHUNKS = ("loss", "ratio_deviation", "clip_fraction", "approx_kl")
+_MEANS = ("grad_norm", *_OF_CHUNKS)
 """Averaged over an update's minibatches; NaN where no group had something to teach."""
 
 
@@ -115,8 +117,13 @@ class GRPOAlgorithm(RLAlgorithm):
     config_class = GRPOConfig
     name = "grpo"
 
-    def __init__(self, actor: Actor, config: GRPOConfig) -> None:
+    def __init__(self, actor: Actor, config: GRPOConfig, ranks: Ranks | None = None) -> None:
         """Take the policy to train, with its processors; parts of it are frozen as the config says.
+
+        Args:
+            actor: The policy.
+            config: Of the update.
+            ranks: That learn together, each from groups of its own; None for this process alone.
 
         Raises:
             ValueError: If the policy has no part of a name to freeze, or nothing of it is trainable.
@@ -126,6 +133,7 @@ class GRPOAlgorithm(RLAlgorithm):
             store_frozen_in_bf16(actor.policy)
         self.actor = replace(actor, execution=config.execution)
         self.config = config
+        self.ranks = ranks or Ranks()
         self.estimator = config.estimator(actor.policy.config)
         self._parameters = [p for p in actor.policy.parameters() if p.requires_grad]
         if not self._parameters:
@@ -144,9 +152,10 @@ class GRPOAlgorithm(RLAlgorithm):
         return self._optimizers
 
     def update(self, batch_iterator: Iterator[Any]) -> TrainingStats:
-        """One iteration's update on the groups that `batch_iterator` yields.
+        """One iteration's update on the groups that `batch_iterator` yields, every rank on its own.
 
-        The order of the minibatches depends on `optimization_step` alone, so a resumed run repeats it.
+        The order of the minibatches depends on `optimization_step` alone, so a resumed run repeats it, and
+        every rank takes those of a minibatch's chunks that it has.
         """
         groups: list[Group] = next(batch_iterator)
         # Dropout and random crops would make other ratios than 1 before the first step.
@@ -154,19 +163,22 @@ class GRPOAlgorithm(RLAlgorithm):
         replay = Replay.from_groups(groups, self.config, self.actor.adapter.first_step)
         generator = torch.Generator().manual_seed(self.optimization_step)
         self.optimization_step += 1
-        if replay is None:
+        counts = self.ranks.gather(0 if replay is None else len(replay))
+        n_chunks, first = sum(counts), sum(counts[: self.ranks.rank])
+        if n_chunks == 0:
             return _stats(dict.fromkeys(_MEANS, math.nan), n_chunks=0, n_minibatches=0)
-        baseline = self._baseline(replay)
+        baseline = None if replay is None else self._baseline(replay)
         totals = dict.fromkeys(_MEANS, 0.0)
         minibatches = 0
         for _ in range(self.config.epochs):
-            order = torch.randperm(len(replay), generator=generator)
+            order = torch.randperm(n_chunks, generator=generator)
             for index in order.split(self.config.minibatch_size):
-                for name, value in self._step(replay, baseline, index).items():
+                own = index[(index >= first) & (index < first + counts[self.ranks.rank])] - first
+                for name, value in self._step(replay, baseline, own).items():
                     totals[name] += value
                 minibatches += 1
         means = {name: total / minibatches for name, total in totals.items()}
-        return _stats(means, len(replay), minibatches)
+        return _stats(means, n_chunks, minibatches)
 
     def _encode(self, replay: Replay) -> Any:
         device = self.actor.policy.config.device
@@ -188,42 +200,64 @@ class GRPOAlgorithm(RLAlgorithm):
             )
         return torch.cat(parts)
 
-    def _step(self, replay: Replay, baseline: Tensor, minibatch: Tensor) -> dict[str, float]:
-        """One optimizer step on the chunks `minibatch`, accumulated over microbatches."""
-        device = self.actor.policy.config.device
+    def _step(self, replay: Replay | None, baseline: Tensor | None, minibatch: Tensor) -> dict[str, float]:
+        """One optimizer step, on the chunks `minibatch` and the other ranks' chunks of it.
+
+        Args:
+            replay: Of this rank, None if it has nothing to learn from.
+            baseline: (N, R, H) of its chunks.
+            minibatch: Their indices; there may be none.
+        """
         optimizer = self._optimizers["policy"]
         optimizer.zero_grad()
-        clip_low, clip_high = self.config.clip_for(self.actor.policy.config)
-        total_weight = replay.weights[minibatch].sum()
-        means = {"loss": 0.0, "ratio_deviation": 0.0, "clip_fraction": 0.0, "approx_kl": 0.0}
-        for index in minibatch.split(self.config.microbatch_size):
-            part = replay[index]
-            log_ratio = self.estimator.log_ratio(
-                self.actor.adapter,
-                self._encode(part),
-                self._record(part),
-                baseline[index].to(device),
-                part.executed.to(device),
-            )
-            stats = clipped_objective(
-                log_ratio,
-                part.advantages.to(device),
-                part.weights.to(device),
-                clip_low=clip_low,
-                clip_high=clip_high,
-                negative=self.config.negative,
-                negative_weight=self.config.negative_weight,
-                kl_weight=self.config.kl_weight,
-            )
-            share = (part.weights.sum() / total_weight).item()
-            (stats.loss * share).backward()
-            means["loss"] += share * stats.loss.item()
-            means["ratio_deviation"] += share * stats.ratio_deviation
-            means["clip_fraction"] += share * stats.clip_fraction
-            means["approx_kl"] += share * stats.approx_kl
+        weight = torch.zeros(()) if replay is None else replay.weights[minibatch].sum()
+        self.ranks.sum([weight])
+        means = dict.fromkeys(_OF_CHUNKS, 0.0)
+        if replay is not None and baseline is not None and len(minibatch):
+            for index in minibatch.split(self.config.microbatch_size):
+                for name, value in self._accumulate(replay[index], baseline[index], weight.item()).items():
+                    means[name] += value
+        if self.ranks.size > 1:
+            summed = torch.tensor(list(means.values()), dtype=torch.float64)
+            self.ranks.sum([summed])
+            means = dict(zip(means, summed.tolist(), strict=True))
+            self.ranks.sum(self._gradients())
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip_norm)
         optimizer.step()
         return {**means, "grad_norm": norm.item()}
+
+    def _accumulate(self, part: Replay, baseline: Tensor, weight: float) -> dict[str, float]:
+        """Add the gradient of some chunks; `weight` is that of the whole minibatch over all ranks."""
+        device = self.actor.policy.config.device
+        clip_low, clip_high = self.config.clip_for(self.actor.policy.config)
+        log_ratio = self.estimator.log_ratio(
+            self.actor.adapter,
+            self._encode(part),
+            self._record(part),
+            baseline.to(device),
+            part.executed.to(device),
+        )
+        stats = clipped_objective(
+            log_ratio,
+            part.advantages.to(device),
+            part.weights.to(device),
+            clip_low=clip_low,
+            clip_high=clip_high,
+            negative=self.config.negative,
+            negative_weight=self.config.negative_weight,
+            kl_weight=self.config.kl_weight,
+        )
+        share = part.weights.sum().item() / weight
+        (stats.loss * share).backward()
+        figures = {"loss": stats.loss.item()} | {name: getattr(stats, name) for name in _OF_CHUNKS[1:]}
+        return {name: share * value for name, value in figures.items()}
+
+    def _gradients(self) -> Iterator[Tensor]:
+        """Of all parameters, 0 where this rank has none: every rank has to give the same."""
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            yield parameter.grad
 
     def load_weights(self, weights: dict[str, Any], device: str | torch.device = "cpu") -> None:
         """Load a policy state."""
@@ -245,6 +279,6 @@ def _stats(means: dict[str, float], n_chunks: int, n_minibatches: int) -> Traini
     return TrainingStats(
         losses={"loss": means["loss"]},
         grad_norms={"policy": means["grad_norm"]},
-        extra={name: means[name] for name in _MEANS[2:]}
+        extra={name: means[name] for name in _OF_CHUNKS[1:]}
         | {"n_chunks": float(n_chunks), "n_minibatches": float(n_minibatches)},
     )

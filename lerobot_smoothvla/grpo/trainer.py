@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from lerobot.common.wandb_utils import WandBLogger
@@ -78,6 +79,7 @@ class GRPOTrainer:
         self.engine = engine
         self.tasks = tasks
         self.iteration = iteration
+        self.ranks = algorithm.ranks
         assert config.output_dir is not None
         self._log = config.output_dir / METRICS
         try:
@@ -87,8 +89,9 @@ class GRPOTrainer:
                 f"The output directory {config.output_dir} cannot be made ({error.strerror}); "
                 "choose another --output_dir."
             ) from error
-        _keep_lines(self._log, iteration)
-        self._wandb = WandBLogger(config) if config.wandb.enable else None
+        if self.ranks.first:
+            _keep_lines(self._log, iteration)
+        self._wandb = WandBLogger(config) if config.wandb.enable and self.ranks.first else None
 
     def train(self) -> Path:
         """Run the remaining iterations.
@@ -107,15 +110,15 @@ class GRPOTrainer:
             )
         if not self.config.resume:
             # What can be resumed from the first moment on, and shows a disk that cannot be written to.
-            checkpoint.save(self.config, self.algorithm, self.iteration)
-        bar = tqdm(total=self.config.steps, initial=self.iteration, desc="GRPO", unit="iteration")
+            self._save()
+        bar = self._bar(total=self.config.steps, initial=self.iteration, desc="GRPO", unit="iteration")
         while self.iteration < self.config.steps:
             metrics = self.step()
             bar.update()
             bar.set_postfix({k: f"{metrics[k]:.3g}" for k in ("success_rate", "jerk_rms", "ratio_deviation")})
             done = self.iteration == self.config.steps
             if done or (self.config.save_freq > 0 and self.iteration % self.config.save_freq == 0):
-                saved = checkpoint.save(self.config, self.algorithm, self.iteration)
+                saved = self._save()
                 if self._wandb is not None:
                     self._wandb.log_policy(saved)
         bar.close()
@@ -133,18 +136,24 @@ class GRPOTrainer:
         )
         episodes = self._roll_out(starts)
         rolled_out = time.perf_counter()
-        groups = self._score(episodes)
-        stats = self.algorithm.update(iter([groups]))
+        of_all = [
+            episode
+            for of_rank in self.ranks.gather([_without_observations(episode) for episode in episodes])
+            for episode in of_rank
+        ]
+        self._measure_reference(of_all)
+        stats = self.algorithm.update(iter([self._groups(episodes)]))
         self.engine.load_weights(self.algorithm.actor.policy)
         self.iteration += 1
         metrics = {
             "iteration": self.iteration,
-            **iteration_metrics(groups, stats),
+            **iteration_metrics(self._groups(of_all), stats),
             "rollout_s": rolled_out - began,
             "update_s": time.perf_counter() - rolled_out,
         }
-        with self._log.open("a") as log:
-            log.write(json.dumps({k: None if math.isnan(v) else v for k, v in metrics.items()}) + "\n")
+        if self.ranks.first:
+            with self._log.open("a") as log:
+                log.write(json.dumps({k: None if math.isnan(v) else v for k, v in metrics.items()}) + "\n")
         if self._wandb is not None:
             finite = {k: v for k, v in metrics.items() if not math.isnan(v)}
             self._wandb.log_dict(finite, step=self.iteration)
@@ -154,19 +163,30 @@ class GRPOTrainer:
     def _seed(self) -> int:
         return self.config.seed or 0
 
+    def _save(self) -> Path:
+        """A checkpoint, by the first rank while the others wait; returns its directory."""
+        saved = checkpoint.save(self.config, self.algorithm, self.iteration) if self.ranks.first else None
+        return next(path for path in self.ranks.gather(saved) if path is not None)
+
+    def _bar(self, **settings: Any) -> tqdm:
+        return tqdm(**settings, disable=None if self.ranks.first else True)
+
     def _roll_out(self, starts: Sequence[Start]) -> list[Episode]:
-        """G rollouts of every start, in the order of the starts."""
+        """G rollouts of each of this rank's starts, in their order; the noise is that of one process."""
         random = np.random.default_rng([self._seed, self.iteration, 1])
+        size = self.config.algorithm.group_size
+        seeds = [[int(random.integers(_SEEDS)) for _ in range(size)] for _ in starts]
+        own = self.ranks.share(len(starts))
         requests = [
-            RolloutRequest(start, int(random.integers(_SEEDS)), self.algorithm.estimator)
-            for start in starts
-            for _ in range(self.config.algorithm.group_size)
+            RolloutRequest(start, seed, self.algorithm.estimator)
+            for start, of_start in zip(starts[own], seeds[own], strict=True)
+            for seed in of_start
         ]
-        with tqdm(total=len(requests), desc="rollouts", unit="episode", leave=False) as bar:
+        with self._bar(total=len(requests), desc="rollouts", unit="episode", leave=False) as bar:
             return self.engine.run(requests, lambda index, episode: bar.update())
 
-    def _score(self, episodes: Sequence[Episode]) -> list[Group]:
-        """Reward terms and groups; a task's jerk reference is measured when the run first meets it."""
+    def _measure_reference(self, episodes: Sequence[Episode]) -> None:
+        """The jerk reference of tasks that the run meets for the first time."""
         reward = self.config.algorithm.reward
         known = reward.reference
         if known is None or isinstance(known, dict):
@@ -174,10 +194,18 @@ class GRPOTrainer:
             new = [episode for episode in episodes if task_key(episode.start) not in known]
             reward = replace(reward, reference={**reference_medians(new, reward), **known})
             self.config.algorithm.reward = reward
-        step = JerkRewardProcessorStep(reward)
+
+    def _groups(self, episodes: Sequence[Episode]) -> list[Group]:
+        """Scored, in groups of one start."""
+        step = JerkRewardProcessorStep(self.config.algorithm.reward)
         scored = [score(episode, step) for episode in episodes]
         size = self.config.algorithm.group_size
         return [Group(tuple(scored[i : i + size])) for i in range(0, len(scored), size)]
+
+
+def _without_observations(episode: Episode) -> Episode:
+    """What an episode is scored and counted by, a hundredth of its size."""
+    return replace(episode, observations={}, record={})
 
 
 def iteration_metrics(groups: Sequence[Group], stats: TrainingStats) -> dict[str, float]:
