@@ -178,7 +178,7 @@ def roll_out(
     """`group_size` rollouts of each start; the same noise for the same place in a group.
 
     Raises:
-        RuntimeError: If one fails.
+        RolloutError: If one fails.
     """
     requests = [RolloutRequest(start, seed, sampler) for start in starts for seed in range(group_size)]
     began = time.perf_counter()

@@ -128,6 +128,7 @@ class ChunkedEnv(ABC):
 
         Raises:
             RuntimeError: If the episode is over.
+            FloatingPointError: If the simulation diverged; the episode is then over.
         """
         if self._done:
             raise RuntimeError("The episode is over: call `reset_to` before stepping again.")
@@ -144,10 +145,19 @@ class ChunkedEnv(ABC):
                 on_frame(self._picture(observation))
             if success or over:
                 break
+        if not np.isfinite(positions).all() or self._diverged():
+            self._done = True
+            raise FloatingPointError(
+                f"The simulation of {self.suite} task {self.task_id} diverged after {self._steps} steps."
+            )
         self._steps += len(positions)
         self._done = success or over or self._steps >= self.max_steps
         seen = () if self._done else tuple(self.to_lerobot(frame) for frame in frames)
         return ChunkOutcome(np.stack(positions), seen, bool(success), bool(self._done))
+
+    def _diverged(self) -> bool:
+        """Whether the simulator itself says that its state became useless."""
+        return False
 
     def _require_own(self, start: Start) -> None:
         """Reject a start of another task.

@@ -31,6 +31,12 @@ _STATE_OBSERVABLES = tuple(
 )
 """What LeRobot reads of the simulator beside the cameras."""
 
+_DIVERGED = (
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+)
+
 
 class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
     """LeRobot's LIBERO environment, reset to an explicit `Start` and stepped one chunk at a time.
@@ -196,6 +202,11 @@ class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
         self.rendering = render
         observation, _, success, _, _ = self.step(action)
         return observation, success, False
+
+    def _diverged(self) -> bool:
+        """MuJoCo counts it, and goes on from its initial state; a reset sets the counts to 0."""
+        warnings = self._env.sim.data._data.warning
+        return any(warnings[kind].number > 0 for kind in _DIVERGED)
 
     def _picture(self, observation: dict[str, Any]) -> Picture:
         """LIBERO's images are upside down."""

@@ -265,7 +265,7 @@ def evaluate(
         Measurements in the order of the starts.
 
     Raises:
-        RuntimeError: If a rollout failed.
+        RolloutError: If a rollout failed three times.
         ValueError: If a start comes twice.
     """
     videos = videos or {}

@@ -5,6 +5,7 @@ if it had not been.
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOConfig, GRPOPipelineConfig
 from lerobot_smoothvla.jerk_reward import JerkRewardProcessorStep, reference_medians, score, task_key
-from lerobot_smoothvla.rollout.engine import RolloutEngine, RolloutRequest
+from lerobot_smoothvla.rollout.engine import RolloutEngine, RolloutError, RolloutRequest
 
 METRICS = "metrics.jsonl"
 _SEEDS = 2**31
@@ -134,13 +135,16 @@ class GRPOTrainer:
         starts = sample_starts(
             self.tasks, self.config.algorithm, self._seed, self.iteration, has_init_states(self.config.env)
         )
+        failures_before = self.engine.n_failures
         episodes = self._roll_out(starts)
         rolled_out = time.perf_counter()
-        of_all = [
-            episode
-            for of_rank in self.ranks.gather([_without_observations(episode) for episode in episodes])
-            for episode in of_rank
-        ]
+        light = [_without_observations(episode) for episode in episodes]
+        of_ranks = self.ranks.gather((light, self.engine.n_failures - failures_before))
+        of_all = [episode for of_rank, _ in of_ranks for episode in of_rank]
+        if not of_all:
+            raise RolloutError(
+                f"No start of iteration {self.iteration + 1} could be rolled out; the warnings above say why."
+            )
         self._measure_reference(of_all)
         stats = self.algorithm.update(iter([self._groups(episodes)]))
         self.engine.load_weights(self.algorithm.actor.policy)
@@ -148,6 +152,8 @@ class GRPOTrainer:
         metrics = {
             "iteration": self.iteration,
             **iteration_metrics(self._groups(of_all), stats),
+            "rollout_failures": sum(failures for _, failures in of_ranks),
+            "starts_set_aside": len(starts) - len(of_all) // self.config.algorithm.group_size,
             "rollout_s": rolled_out - began,
             "update_s": time.perf_counter() - rolled_out,
         }
@@ -172,7 +178,10 @@ class GRPOTrainer:
         return tqdm(**settings, disable=None if self.ranks.first else True)
 
     def _roll_out(self, starts: Sequence[Start]) -> list[Episode]:
-        """G rollouts of each of this rank's starts, in their order; the noise is that of one process."""
+        """G rollouts of each of this rank's starts, in their order; the noise is that of one process.
+
+        A start of which a rollout failed as often as it may is set aside: its group has nothing to compare.
+        """
         random = np.random.default_rng([self._seed, self.iteration, 1])
         size = self.config.algorithm.group_size
         seeds = [[int(random.integers(_SEEDS)) for _ in range(size)] for _ in starts]
@@ -183,7 +192,14 @@ class GRPOTrainer:
             for seed in of_start
         ]
         with self._bar(total=len(requests), desc="rollouts", unit="episode", leave=False) as bar:
-            return self.engine.run(requests, lambda index, episode: bar.update())
+            outcomes = self.engine.run_those_that_can(requests, lambda index, episode: bar.update())
+        episodes: list[Episode] = []
+        for first in range(0, len(outcomes), size):
+            group = outcomes[first : first + size]
+            if failed := [outcome for outcome in group if isinstance(outcome, RolloutError)]:
+                logging.warning("%s is set aside: %s", requests[first].start, failed[0])
+            episodes += [outcome for outcome in group if isinstance(outcome, Episode)] if not failed else []
+        return episodes
 
     def _measure_reference(self, episodes: Sequence[Episode]) -> None:
         """The jerk reference of tasks that the run meets for the first time."""

@@ -14,10 +14,13 @@ class RolloutConfig:
     Attributes:
         backend: `local`, processes of this machine, or `ray`, actors of a Ray cluster.
         address: Of an existing cluster, `auto` or `HOST:PORT`; without one, Ray is started on this machine.
+        timeout_s: How long a rollout may take, s, with the building of its simulator; a worker that takes
+            longer is taken to hang, and replaced.
     """
 
     backend: Backend = "local"
     address: str | None = None
+    timeout_s: float = 1800.0
 
     def __post_init__(self) -> None:
         """Reject what could not be run.
@@ -30,6 +33,8 @@ class RolloutConfig:
             raise ValueError(
                 f"`backend` should be one of {', '.join(get_args(Backend))}, got '{self.backend}'."
             )
+        if not self.timeout_s > 0:
+            raise ValueError(f"`timeout_s` should be a positive number of seconds, got {self.timeout_s}.")
         if self.backend == "ray" and find_spec("ray") is None:
             raise ImportError(
                 "Rollouts by Ray need the package 'ray', which is not installed; try "

@@ -5,8 +5,11 @@ Dims: C policy calls, H steps a chunk, P padded action dimensions, A real ones, 
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +29,9 @@ from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters import PolicyAdapter, adapt
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.flow.sampling import ChunkSample
+
+ATTEMPTS = 3
+"""How often a rollout is tried."""
 
 
 class Sampler(Protocol):
@@ -138,6 +144,8 @@ def run_episode(
             context = adapter.encode(actor.model_input(batch, [env.task_description]))
             sample = sampler.sample(adapter, context, generator)
         chunk = actor.env_actions(sample.actions)[0, : config.n_action_steps]
+        if not chunk.isfinite().all():
+            raise FloatingPointError("The policy's actions should be finite; its weights may not be.")
         outcome = env.step_chunk(chunk.numpy(), on_frame, config.n_obs_steps)
         observations.append(batch)
         samples.append(sample)
@@ -173,23 +181,40 @@ def _concatenate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {key: torch.cat([row[key].cpu() for row in rows]) for key in rows[0]}
 
 
+class RolloutError(ChildProcessError):
+    """A rollout gave no episode, but another try may.
+
+    Attributes:
+        worker_lost: Whether its worker is gone, too: dead, or killed because it hung.
+    """
+
+    def __init__(self, reason: str, worker_lost: bool = False) -> None:
+        """Say why."""
+        super().__init__(reason)
+        self.worker_lost = worker_lost
+
+
 class Worker(Protocol):
     """Runs one request at a time."""
 
     def submit(self, request: RolloutRequest) -> None:
-        """Begin a request; the worker must be free."""
+        """Begin a request; the worker must be free. If it is gone, `collect` says so."""
         ...
 
     def collect(self) -> Episode:
         """Wait for the episode of the last request.
 
         Raises:
-            RuntimeError: If the rollout failed, with the reason.
+            RolloutError: If there is none, with the reason.
         """
         ...
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
         """Act with these weights from the next request on."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once, whatever it does; `collect` then says that it is lost."""
         ...
 
     def close(self) -> None:
@@ -198,21 +223,39 @@ class Worker(Protocol):
 
 
 class RolloutEngine[W: Worker]:
-    """Spreads requests over workers.
+    """Spreads requests over workers, and those that failed over others.
 
     Episodes depend on their requests and the weights alone, not on the number of workers or on what they ran
-    before: starts reset everything, and every request has its own seed.
+    before: starts reset everything, and every request has its own seed. So an episode that is tried again
+    elsewhere is the one that it would have been.
+
+    Attributes:
+        n_failures: Rollouts that failed since the engine was made.
     """
 
-    def __init__(self, workers: Sequence[W], wait: Callable[[Iterable[W]], list[W]]) -> None:
+    def __init__(
+        self,
+        workers: Sequence[W],
+        wait: Callable[[Iterable[W], float], list[W]] | None = None,
+        replace: Callable[[], W | None] | None = None,
+        timeout_s: float = math.inf,
+    ) -> None:
         """Take ownership of the workers.
 
         Args:
             workers: At least one.
-            wait: Returns those of the busy workers that have an episode ready, at least one.
+            wait: Returns those of the busy workers that have an episode or a failure ready, within seconds
+                of which there are as many as the second argument; none if there is none by then. None where
+                all of them answer when asked.
+            replace: Makes a worker in the place of a lost one, with the weights that were loaded last, or
+                None where there is no room for it; None if no worker can be lost.
+            timeout_s: How long a rollout may take; a worker that takes longer is taken to hang.
         """
         self._workers = list(workers)
-        self._wait = wait
+        self._wait = wait or (lambda busy, timeout_s: list(busy))
+        self._replace = replace
+        self._timeout_s = timeout_s
+        self.n_failures = 0
 
     def run(
         self,
@@ -227,22 +270,70 @@ class RolloutEngine[W: Worker]:
 
         Returns:
             Episodes in the order of the requests.
+
+        Raises:
+            RolloutError: If a request failed as often as it may.
         """
-        episodes: dict[int, Episode] = {}
+        episodes = self.run_those_that_can(requests, on_episode)
+        for request, episode in zip(requests, episodes, strict=True):
+            if isinstance(episode, RolloutError):
+                raise RolloutError(f"{_described(request)} failed {ATTEMPTS} times. {episode}") from episode
+        return [episode for episode in episodes if isinstance(episode, Episode)]
+
+    def run_those_that_can(
+        self,
+        requests: Sequence[RolloutRequest],
+        on_episode: Callable[[int, Episode], None] | None = None,
+    ) -> list[Episode | RolloutError]:
+        """As `run`, with the last failure in the place of an episode that there is none of."""
+        outcomes: dict[int, Episode | RolloutError] = {}
         queue = list(enumerate(requests))[::-1]
-        busy: dict[W, int] = {}
+        attempts = [0] * len(requests)
+        busy: dict[W, tuple[int, float]] = {}
         while queue or busy:
             for worker in self._workers:
                 if worker not in busy and queue:
                     index, request = queue.pop()
+                    attempts[index] += 1
                     worker.submit(request)
-                    busy[worker] = index
-            for worker in self._wait(busy):
-                index = busy.pop(worker)
-                episodes[index] = worker.collect()
+                    busy[worker] = index, time.monotonic()
+            for worker in self._ready(busy):
+                index, _ = busy.pop(worker)
+                try:
+                    outcomes[index] = episode = worker.collect()
+                except RolloutError as failure:
+                    self._take_note(failure, worker, requests[index], attempts[index])
+                    outcomes[index] = failure
+                    if attempts[index] < ATTEMPTS:
+                        queue.append((index, requests[index]))
+                    continue
                 if on_episode is not None:
-                    on_episode(index, episodes[index])
-        return [episodes[index] for index in range(len(requests))]
+                    on_episode(index, episode)
+        return [outcomes[index] for index in range(len(requests))]
+
+    def _ready(self, busy: Mapping[W, tuple[int, float]]) -> list[W]:
+        """Workers with an answer; those that have taken too long are killed, which is an answer."""
+        first = min(begun for _, begun in busy.values())
+        ready = self._wait(busy, max(0.0, first + self._timeout_s - time.monotonic()))
+        if ready:
+            return ready
+        late = [w for w, (_, begun) in busy.items() if time.monotonic() >= begun + self._timeout_s]
+        for worker in late:
+            logging.warning("A rollout worker has not answered for %g s and is killed.", self._timeout_s)
+            worker.kill()
+        return late
+
+    def _take_note(self, failure: RolloutError, worker: W, request: RolloutRequest, attempt: int) -> None:
+        """Count and log a failure, and replace the worker where it is lost."""
+        self.n_failures += 1
+        logging.warning("%s failed, attempt %d of %d: %s", _described(request), attempt, ATTEMPTS, failure)
+        if failure.worker_lost and self._replace is not None:
+            worker.close()
+            self._workers.remove(worker)
+            if (another := self._replace()) is not None:
+                self._workers.append(another)
+            elif not self._workers:
+                raise RolloutError(f"All rollout workers are lost. {failure}") from failure
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
         """Let every worker act with these weights from now on."""
@@ -253,3 +344,11 @@ class RolloutEngine[W: Worker]:
         """Release all workers."""
         for worker in self._workers:
             worker.close()
+
+
+def _described(request: RolloutRequest) -> str:
+    start = request.start
+    return (
+        f"The rollout of {start.suite} task {start.task_id}, initial state {start.init_state}, seed "
+        f"{start.seed}"
+    )

@@ -3,6 +3,7 @@
 The serial worker is the oracle: the processes give the same episodes, bit by bit.
 """
 
+import math
 import multiprocessing as mp
 import os
 import pickle
@@ -10,7 +11,7 @@ import signal
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
@@ -30,10 +31,12 @@ from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.peft_loading import adapter_of, with_structure
 from lerobot_smoothvla.rollout.configuration import RolloutConfig
-from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest, run_episode
+from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutError, RolloutRequest, run_episode
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
 """Of torch and of Mesa's software renderer: with one process a core, more get in each other's way."""
+_A_DAY_S = 86_400.0
+"""As long as one wait lasts at most: the system counts its milliseconds in 32 bits."""
 
 
 @dataclass
@@ -91,12 +94,18 @@ class SerialWorker:
         self._request = request
 
     def collect(self) -> Episode:
-        """Run the submitted request, on one thread as the processes do: more could change the last bits."""
+        """Run the submitted request, on one thread as the processes do: more could change the last bits.
+
+        Raises:
+            RolloutError: If it fails.
+        """
         assert self._request is not None
         n_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             return rollout(self._simulators, self._actor, self._request)
+        except Exception as error:
+            raise RolloutError(f"{type(error).__name__}: {error}") from error
         finally:
             torch.set_num_threads(n_threads)
 
@@ -104,6 +113,9 @@ class SerialWorker:
         """Copy the weights, unless the policy is the actor's own."""
         if policy is not self._actor.policy:
             self._actor.policy.load_state_dict(policy.state_dict())
+
+    def kill(self) -> None:
+        """Nothing: it answers before anybody waits for it."""
 
     def close(self) -> None:
         """Close the simulators."""
@@ -160,30 +172,35 @@ class ProcessWorker:
         child.close()
 
     def submit(self, request: RolloutRequest) -> None:
-        """Send the request.
-
-        Raises:
-            RuntimeError: If the worker died.
-        """
-        with self._death_reported():
-            _send(self.connection, request)
+        """Send the request."""
+        self._send(request)
 
     def collect(self) -> Episode:
         """Wait for the episode.
 
         Raises:
-            RuntimeError: If the rollout failed in the worker, or the worker died.
+            RolloutError: If the rollout failed in the worker, or the worker died.
         """
-        with self._death_reported():
+        try:
             episode, error = self.connection.recv()
+        except (EOFError, OSError):
+            self._process.join(5)
+            raise RolloutError(
+                f"Its worker died (exit code {self._process.exitcode}). With 1 its own error stands above; "
+                "with -9 it was killed: for memory, then use fewer workers (--n_workers), or as it hung.",
+                worker_lost=True,
+            ) from None
         if error is not None:
-            raise RuntimeError(f"A rollout failed in its worker process:\n{error}")
+            raise RolloutError(f"In its worker process: {error}")
         return episode
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
         """Tell the process to read the shared weights, which the caller has updated."""
-        with self._death_reported():
-            _send(self.connection, "load_weights")
+        self._send("load_weights")
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
 
     def close(self) -> None:
         """End the process."""
@@ -192,17 +209,10 @@ class ProcessWorker:
         if self._process.is_alive():
             self._process.kill()
 
-    @contextmanager
-    def _death_reported(self) -> Iterator[None]:
-        """A broken connection means that the process is gone."""
-        try:
-            yield
-        except (EOFError, OSError):
-            self._process.join(5)
-            raise RuntimeError(
-                f"A rollout worker died (exit code {self._process.exitcode}). With 1 its own error stands "
-                "above; with -9 it was probably killed for memory: use fewer workers (--n_workers)."
-            ) from None
+    def _send(self, message: Any) -> None:
+        """To a process that may be gone, which `collect` will find."""
+        with suppress(OSError):
+            _send(self.connection, message)
 
 
 def _serve(
@@ -255,19 +265,25 @@ def make_actor(config: PreTrainedConfig, policy: PreTrainedPolicy) -> Actor:
 class ProcessEngine(RolloutEngine[ProcessWorker]):
     """Worker processes around one copy of the weights in shared memory."""
 
-    def __init__(self, env_config: EnvConfig, actor: Actor, n_workers: int) -> None:
+    def __init__(
+        self, env_config: EnvConfig, actor: Actor, n_workers: int, timeout_s: float = math.inf
+    ) -> None:
         """Start `n_workers` processes; each builds its simulators on first use.
 
         Args:
             env_config: LeRobot's environment config.
             actor: Whose weights, config and execution they start with.
             n_workers: Processes; one a core.
+            timeout_s: See `RolloutEngine`.
         """
         policy = actor.policy
         self._shared = {k: v.detach().cpu().clone().share_memory_() for k, v in policy.state_dict().items()}
         recipe = ActorRecipe.of(actor)
-        workers = [ProcessWorker(env_config, recipe, self._shared) for _ in range(n_workers)]
-        super().__init__(workers, _wait_for_processes)
+
+        def worker() -> ProcessWorker:
+            return ProcessWorker(env_config, recipe, self._shared)
+
+        super().__init__([worker() for _ in range(n_workers)], _wait_for_processes, worker, timeout_s)
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
         """Write the weights to shared memory once, and tell every worker."""
@@ -293,21 +309,22 @@ def make_engine(
         n_workers: Processes; one a core.
         config: Where they are; None for this machine.
     """
-    if config is not None and config.backend == "ray":
+    config = config or RolloutConfig()
+    if config.backend == "ray":
         if config.address is None:
             # Whatever its name says: with it, Ray's own cluster listens on loopback alone. Read on import.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         from lerobot_smoothvla.rollout.ray import RayEngine
 
-        return RayEngine(env_config, actor, n_workers, config.address)
+        return RayEngine(env_config, actor, n_workers, config.address, config.timeout_s)
     if n_workers == 0:
-        return RolloutEngine([SerialWorker(env_config, actor)], list)
-    return ProcessEngine(env_config, actor, n_workers)
+        return RolloutEngine([SerialWorker(env_config, actor)])
+    return ProcessEngine(env_config, actor, n_workers, config.timeout_s)
 
 
-def _wait_for_processes(workers: Iterable[ProcessWorker]) -> list[ProcessWorker]:
+def _wait_for_processes(workers: Iterable[ProcessWorker], timeout_s: float) -> list[ProcessWorker]:
     workers = list(workers)
-    ready = wait([worker.connection for worker in workers])
+    ready = wait([worker.connection for worker in workers], min(timeout_s, _A_DAY_S))
     return [worker for worker in workers if worker.connection in ready]
 
 

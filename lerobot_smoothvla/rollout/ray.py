@@ -3,6 +3,7 @@
 They give the episodes of the serial worker, bit by bit on the same kind of CPU.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,8 +17,11 @@ from torch import Tensor
 
 from lerobot_smoothvla.envs.assets import prepare_libero
 from lerobot_smoothvla.episode import Episode
-from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest
+from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutError, RolloutRequest
 from lerobot_smoothvla.rollout.local import ONE_THREAD, ActorRecipe, Simulators, rollout
+
+_PLACED_WITHIN_S = 120.0
+"""How long the loss of an actor may hold a run up, where the cluster has no other core for it."""
 
 
 class RayWorker:
@@ -41,22 +45,31 @@ class RayWorker:
         """Wait for the episode.
 
         Raises:
-            RuntimeError: If the rollout failed in its actor, or the actor was lost.
+            RolloutError: If the rollout failed in its actor, or the actor was lost.
         """
         try:
             return ray.get(self.episode)
         except ray.exceptions.RayTaskError as error:
-            raise RuntimeError(f"A rollout failed in its Ray actor:\n{error}") from None
-        except ray.exceptions.RayActorError as error:
-            raise RuntimeError(f"A Ray actor with a rollout was lost: {error}") from None
+            raise RolloutError(f"In its Ray actor: {error}") from None
+        except ray.exceptions.RayError as error:
+            raise RolloutError(f"Its Ray actor was lost: {error}", worker_lost=True) from None
 
     def load_weights(self, weights: ray.ObjectRef) -> None:
         """Let the actor fetch these weights before its next request."""
         self._remote.load_weights.remote(weights)
 
+    def starts_within(self, seconds: float) -> bool:
+        """Whether the cluster finds a core for it."""
+        ready, _ = ray.wait([self._remote.is_there.remote()], timeout=seconds)
+        return bool(ready)
+
+    def kill(self) -> None:
+        """End the actor at once."""
+        ray.kill(self._remote)
+
     def close(self) -> None:
         """End the actor."""
-        ray.kill(self._remote)
+        self.kill()
 
 
 class _Remote:
@@ -71,6 +84,9 @@ class _Remote:
         # What the object store hands out is read-only, and these will be written over.
         self._actor = recipe.build({name: tensor.clone() for name, tensor in weights.items()})
 
+    def is_there(self) -> None:
+        """Answers."""
+
     def run(self, request: RolloutRequest) -> Episode:
         return rollout(self._simulators, self._actor, request)
 
@@ -81,7 +97,14 @@ class _Remote:
 class RayEngine(RolloutEngine[RayWorker]):
     """Ray actors around one copy of the weights in each node's object store."""
 
-    def __init__(self, env_config: EnvConfig, actor: Actor, n_workers: int, address: str | None = None):
+    def __init__(
+        self,
+        env_config: EnvConfig,
+        actor: Actor,
+        n_workers: int,
+        address: str | None = None,
+        timeout_s: float = math.inf,
+    ) -> None:
         """Join or start a cluster, and ask it for `n_workers` actors; it places them where a core is free.
 
         Args:
@@ -90,6 +113,7 @@ class RayEngine(RolloutEngine[RayWorker]):
                 processors are, has to be there on every node.
             n_workers: Actors, each of which takes a core.
             address: Of a cluster, as `ray.init` takes it; None starts one on this machine, on loopback.
+            timeout_s: See `RolloutEngine`.
 
         Raises:
             ConnectionError: If there is no cluster at the address.
@@ -104,14 +128,25 @@ class RayEngine(RolloutEngine[RayWorker]):
             raise ValueError(
                 f"`n_workers` should be at most {n_cores}, the cores of the Ray cluster, got {n_workers}."
             )
-        recipe, weights = ActorRecipe.of(actor), _put(actor.policy)
-        super().__init__([RayWorker(env_config, recipe, weights) for _ in range(n_workers)], _wait_for_actors)
+        recipe, self._weights = ActorRecipe.of(actor), _put(actor.policy)
+
+        def worker() -> RayWorker:
+            return RayWorker(env_config, recipe, self._weights)
+
+        def another() -> RayWorker | None:
+            new = worker()
+            if new.starts_within(_PLACED_WITHIN_S):
+                return new
+            new.kill()
+            return None
+
+        super().__init__([worker() for _ in range(n_workers)], _wait_for_actors, another, timeout_s)
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
         """Put the weights into the object store once, and tell every actor."""
-        weights = _put(policy)
+        self._weights = _put(policy)
         for worker in self._workers:
-            worker.load_weights(weights)
+            worker.load_weights(self._weights)
 
     def close(self) -> None:
         """End the actors, and the cluster where it was started for them."""
@@ -140,7 +175,8 @@ def _put(policy: PreTrainedPolicy) -> ray.ObjectRef:
     return ray.put({name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()})
 
 
-def _wait_for_actors(workers: Iterable[RayWorker]) -> list[RayWorker]:
+def _wait_for_actors(workers: Iterable[RayWorker], timeout_s: float) -> list[RayWorker]:
     workers = list(workers)
-    ready, _ = ray.wait([worker.episode for worker in workers])
+    timeout = None if math.isinf(timeout_s) else timeout_s
+    ready, _ = ray.wait([worker.episode for worker in workers], timeout=timeout)
     return [worker for worker in workers if worker.episode in ready]

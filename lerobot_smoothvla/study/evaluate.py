@@ -24,7 +24,7 @@ def evaluate_missing(config: StudyConfig) -> None:
     """Run what is missing, all trials of a condition and a filter with the same simulators.
 
     Raises:
-        RuntimeError: If a rollout failed.
+        RolloutError: If a rollout failed three times.
         OSError: If a result cannot be written.
     """
     todo = missing(trials(config.plan), config.directory)

@@ -140,7 +140,7 @@ def test_a_directory_that_cannot_be_made_is_refused(refused, monkeypatch, direct
     from lerobot_smoothvla.rollout.engine import RolloutEngine
 
     # Without workers: as they start, they start no simulator.
-    monkeypatch.setattr("lerobot_smoothvla.cli.grpo.make_engine", lambda *_: RolloutEngine([], list))
+    monkeypatch.setattr("lerobot_smoothvla.cli.grpo.make_engine", lambda *_: RolloutEngine([]))
     assert f"{directory} cannot be made" in refused(f"--output_dir={directory}")
 
 

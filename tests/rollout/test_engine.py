@@ -1,5 +1,8 @@
 """The serial worker is the oracle of the processes; everything runs on the real simulator."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from copy import deepcopy
@@ -32,7 +35,7 @@ from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio
 from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
 from lerobot_smoothvla.peft_loading import add_adapter
-from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest, run_episode
+from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutError, RolloutRequest, run_episode
 from lerobot_smoothvla.rollout.local import ProcessEngine, SerialWorker, make_actor, make_engine
 
 PRESET = Path(__file__).parents[2] / "configs" / "policy" / "smoothvla_tiny.yaml"
@@ -127,7 +130,7 @@ def test_episodes_come_in_the_order_of_the_requests_not_of_completion(
 ) -> None:
     workers = [SerialWorker(env_config, actor), SerialWorker(env_config, actor)]
     workers[1]._simulators = workers[0]._simulators
-    last_first = RolloutEngine(workers, lambda busy: list(busy)[-1:])
+    last_first = RolloutEngine(workers, lambda busy, _: list(busy)[-1:])
     completed: list[int] = []
     answers = last_first.run(REQUESTS[1:], lambda index, _: completed.append(index))
     last_first.close()
@@ -220,7 +223,7 @@ def test_a_process_acts_with_an_adapter_as_the_serial_worker_does(
                 if "lora_B" in name:
                     value.normal_(std=0.1, generator=torch.manual_seed(0))
         processes.load_weights(adapted.policy)
-        answer, expected = processes.run(REQUESTS[:1])[0], RolloutEngine([worker], list).run(REQUESTS[:1])[0]
+        answer, expected = processes.run(REQUESTS[:1])[0], RolloutEngine([worker]).run(REQUESTS[:1])[0]
     assert_same(answer, expected)
     assert not torch.equal(answer.chunks, episodes[0].chunks)
 
@@ -268,7 +271,7 @@ def test_a_filter_smooths_what_is_executed_and_nothing_else(
     filtered = replace(actor, action_filter=step)
     worker = SerialWorker(env_config, filtered)
     worker._simulators = serial._workers[0]._simulators
-    engine, plain = RolloutEngine([worker], list), episodes[0]
+    engine, plain = RolloutEngine([worker]), episodes[0]
     (episode,) = engine.run(REQUESTS[:1])
     assert torch.equal(episode.chunks[0], plain.chunks[0])
     assert not torch.equal(episode.actions, plain.actions)
@@ -307,7 +310,7 @@ def test_filters_samplers_and_shifts_reach_worker_processes(
     requests = [
         replace(REQUESTS[0], shift=Shift.of(kind), sampler=sampler) for kind in ("placement", "light")
     ]
-    expected = RolloutEngine([worker], list).run(requests)
+    expected = RolloutEngine([worker]).run(requests)
     with closing(make_engine(env_config, filtered, n_workers=1)) as processes:
         for answer, reference in zip(processes.run(requests), expected, strict=True):
             assert_same(answer, reference)
@@ -318,16 +321,81 @@ def test_filters_samplers_and_shifts_reach_worker_processes(
 def test_a_failed_rollout_is_reported_with_its_reason_and_leaves_the_worker_usable(
     processes: RolloutEngine[Any], episodes: list[Episode]
 ) -> None:
-    with pytest.raises(RuntimeError, match=r"Initial state should be in \[0, 49\].*got 99"):
+    with pytest.raises(RolloutError, match=r"Initial state should be in \[0, 49\].*got 99"):
         processes.run([RolloutRequest(replace(A, init_state=99), 0, ODE)])
     assert_same(processes.run(REQUESTS[:1])[0], episodes[0])
 
 
-def test_a_killed_worker_is_reported(env_config: LiberoEnvConfig, actor: Actor) -> None:
-    engine = ProcessEngine(env_config, actor, n_workers=1)
-    engine._workers[0]._process.kill()
-    with pytest.raises(RuntimeError, match=r"worker died \(exit code -9\).*use fewer workers"):
-        engine.run(REQUESTS)
-    with pytest.raises(RuntimeError, match="worker died"):
+def test_what_a_killed_worker_had_is_rolled_out_by_another_with_the_weights_loaded_last(
+    env_config: LiberoEnvConfig, actor: Actor, episodes: list[Episode], caplog: pytest.LogCaptureFixture
+) -> None:
+    moved = deepcopy(actor.policy)
+    with torch.no_grad():
+        moved.model.action_out_proj.bias += 0.5
+    with closing(ProcessEngine(env_config, actor, n_workers=1)) as engine:
+        (first,) = engine._workers
+        engine.load_weights(moved)
+        first._process.kill()
         engine.load_weights(actor.policy)
+        assert_same(engine.run(REQUESTS[:1])[0], episodes[0])
+        assert engine.n_failures == 1 and engine._workers != [first]
+    assert "attempt 1 of 3: Its worker died (exit code -9)" in caplog.text
+    assert not first._process.is_alive()
+
+
+def test_a_worker_that_hangs_is_replaced(
+    env_config: LiberoEnvConfig, actor: Actor, episodes: list[Episode], caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(ProcessEngine(env_config, actor, n_workers=1, timeout_s=2)) as engine:
+        (first,) = engine._workers
+        os.kill(first._process.pid, signal.SIGSTOP)
+        engine._timeout_s = 2
+        first.submit(REQUESTS[0])
+        assert engine._ready({first: (0, time.monotonic())}) == [first]
+        with pytest.raises(RolloutError, match="as it hung") as lost:
+            first.collect()
+        assert lost.value.worker_lost
+    assert "has not answered for 2 s and is killed" in caplog.text
+
+
+def test_a_request_that_always_fails_leaves_the_others_their_episodes(
+    processes: RolloutEngine[Any], episodes: list[Episode]
+) -> None:
+    before = processes.n_failures
+    bad = RolloutRequest(replace(A, init_state=99), 0, ODE)
+    failed, other = processes.run_those_that_can([bad, REQUESTS[0]])
+    assert isinstance(failed, RolloutError) and "Initial state should be in" in str(failed)
+    assert isinstance(other, Episode)
+    assert_same(other, episodes[0])
+    assert processes.n_failures == before + 3
+
+
+def test_a_policy_that_gives_no_finite_action_is_not_executed(
+    env_config: LiberoEnvConfig, actor: Actor
+) -> None:
+    broken = replace(actor, policy=deepcopy(actor.policy))
+    with torch.no_grad():
+        broken.policy.model.action_out_proj.bias.fill_(torch.nan)
+    with pytest.raises(RolloutError, match="actions should be finite"):
+        RolloutEngine([SerialWorker(env_config, broken)]).run(REQUESTS[:1])
+
+
+def test_a_simulation_that_diverges_gives_no_episode_and_does_not_spoil_the_next(
+    env_config: LiberoEnvConfig, actor: Actor, episodes: list[Episode]
+) -> None:
+    worker = SerialWorker(env_config, actor)
+    env = worker._simulators.get("libero_object", 0)
+    step, n_steps = env._advance, 0
+
+    def shaken(*arguments: Any, **settings: Any) -> Any:
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == 3:  # As a bad contact would, in the first attempt.
+            env._env.sim.data._data.qvel[:] = 1e12
+        return step(*arguments, **settings)
+
+    env._advance = shaken
+    engine = RolloutEngine([worker])
+    assert_same(engine.run(REQUESTS[:1])[0], episodes[0])
+    assert engine.n_failures == 1
     engine.close()

@@ -15,7 +15,7 @@ from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 from lerobot_smoothvla.episode import Episode, Start
 from lerobot_smoothvla.flow.ratio import FlowSDERatio
 from lerobot_smoothvla.rollout.configuration import RolloutConfig
-from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest
+from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutError, RolloutRequest
 from lerobot_smoothvla.rollout.local import make_engine
 
 REQUESTS = [RolloutRequest(Start("libero_object", 0, 3, 7), seed, FlowSDERatio(level=0.3)) for seed in (0, 1)]
@@ -76,7 +76,7 @@ def test_actors_give_the_serial_workers_episodes_with_the_weights_they_got_last(
 
 def test_the_reason_of_a_failed_rollout_comes_back(engine):
     bad = RolloutRequest(Start("libero_object", 0, 99, 0), 0, FlowSDERatio(level=0.3))
-    with pytest.raises(RuntimeError, match="Initial state should be in"):
+    with pytest.raises(RolloutError, match="Initial state should be in"):
         engine.run([bad])
 
 
