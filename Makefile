@@ -20,9 +20,11 @@ test: lint
 demo: setup
 	.venv/bin/smoothvla demo --output_dir=outputs/demo
 
+# The full study lives in docs/results, of which git keeps what another machine needs to go on.
 SIZE ?= full
+OUTPUT = $(if $(filter full,$(SIZE)),docs/results,outputs/study/$(SIZE))
 study: setup
-	.venv/bin/smoothvla study --size=$(SIZE)
+	.venv/bin/smoothvla study --size=$(SIZE) --output_dir=$(OUTPUT)
 
 # README's headline and the tables of docs/results, from docs/results/episodes.jsonl.
 results: setup

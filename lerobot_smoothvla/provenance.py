@@ -27,7 +27,7 @@ def provenance() -> dict[str, str]:
     """Time, command, versions, commit and machine, each as a person reads it."""
     return {
         "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "command": f"{sys.argv[0]} {shlex.join(sys.argv[1:])}",
+        "command": f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}",
         "versions": ", ".join([f"Python {platform.python_version()}", *map(_version, _PACKAGES)]),
         "commit": _commit() or "not in a git repository",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_accelerator()}",

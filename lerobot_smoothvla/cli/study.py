@@ -1,5 +1,7 @@
 """`smoothvla study`: warm start, arms, seeds and evaluations of a study, or what is missing of them."""
 
+from functools import partial
+
 from lerobot_smoothvla.cli.parsing import parse
 from lerobot_smoothvla.stages import run_stages
 from lerobot_smoothvla.study.evaluate import evaluate_missing
@@ -10,10 +12,11 @@ from lerobot_smoothvla.study.results import write_results
 
 def run(config: StudyConfig) -> None:
     """Run what is missing, and sum up."""
-    run_stages(lambda: stages(config), config.directory, n_beside=config.n_workers)
-    evaluate_missing(config)
-    table = write_results(config)
-    page = write_study_page(config)
+    for seed in config.plan.seeds:  # So that a study that is stopped early has whole comparisons.
+        run_stages(partial(stages, config, [seed]), config.directory, n_beside=config.n_workers)
+        evaluate_missing(config, seed)
+        table = write_results(config)
+        page = write_study_page(config)
     print(f"\n{table.read_text()}\nWritten to {table.parent}; {page.name} is the whole of it.")
 
 

@@ -134,13 +134,7 @@ class JerkLimitConfig(ActionFilterConfig):
     def step(self, adapter: PolicyAdapter, env_config: EnvConfig) -> ActionFilterStep:
         """See `ActionFilterConfig.step`."""
         embodiment, dt = commands_of(env_config)
-        if self.demonstrations is not None:
-            actions = _actions_of(self.demonstrations, embodiment)
-            limits = MotionLimits.of_demonstrations(actions, dt, embodiment.commands, self.quantile)
-        else:
-            limits = MotionLimits(
-                tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity)
-            )
+        limits = self.limits(env_config)
         return JerkLimitStep(
             grippers=list(embodiment.grippers),
             n_action_steps=adapter.config.n_action_steps,
@@ -150,6 +144,18 @@ class JerkLimitConfig(ActionFilterConfig):
             max_velocity=list(limits.velocity),
             commands=embodiment.commands,
         )
+
+    def limits(self, env_config: EnvConfig) -> MotionLimits:
+        """Those given, or those of the demonstrations.
+
+        Raises:
+            FileNotFoundError: If there are no demonstrations.
+        """
+        if self.demonstrations is None:
+            return MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
+        embodiment, dt = commands_of(env_config)
+        actions = _actions_of(self.demonstrations, embodiment)
+        return MotionLimits.of_demonstrations(actions, dt, embodiment.commands, self.quantile)
 
 
 @ActionFilterConfig.register_subclass("blend")

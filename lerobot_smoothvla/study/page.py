@@ -30,7 +30,7 @@ def write_study_page(config: StudyConfig) -> Path:
         FileNotFoundError: If there are none.
         OSError: If it cannot be written.
     """
-    cells, comparisons = summarise(read_episodes(config.results))
+    cells, comparisons = summarise(read_episodes(config.directory))
     header, *rows = cell_rows(cells)
     parts = [tag("h2", "Arms"), table("Mean over seeds and starts with its 95 % interval", header, rows)]
     parts += _charts(cells)
@@ -50,7 +50,7 @@ def write_study_page(config: StudyConfig) -> Path:
     if policies:
         parts.append(tag("p", f"From here on, the warm start and the runs of seed {seed}.", class_="note"))
         parts += [*comparison_section(policies), *starts_section(policies, VideoBudget(0))]
-    page = config.results / PAGE
+    page = config.directory / PAGE
     write_page(page, document(f"SmoothVLA: the study, {config.size}", parts))
     return page
 

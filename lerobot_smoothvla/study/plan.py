@@ -3,8 +3,9 @@
 Every stage is a command that a user would type; see `stages`.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 
 from lerobot_smoothvla.envs.shift import ShiftKind
 from lerobot_smoothvla.evaluation.evaluate import EvaluationConfig
+from lerobot_smoothvla.evaluation.report import EVAL_INFO
 from lerobot_smoothvla.filters.configuration import (
     ActionFilterConfig,
     ChunkBlendConfig,
@@ -23,6 +25,7 @@ from lerobot_smoothvla.filters.configuration import (
 from lerobot_smoothvla.stages import LAST, Stage, grpo_stage, libero_flags, program, sft_stage
 
 WARM_START = "sft"
+LIMITS = "limits.json"
 _PIXELS = 64
 """What the policy scales every image to."""
 
@@ -49,6 +52,13 @@ GRPO = (
 )
 """Flags that all of them share; docs/study.md says where they come from."""
 
+FILTERS: dict[str, type[ActionFilterConfig]] = {
+    "none": NoFilterConfig,
+    "exponential": ExponentialFilterConfig,
+    "jerk_limited": JerkLimitConfig,
+    "blend": ChunkBlendConfig,
+    "rtc": RealTimeChunkingConfig,
+}
 FILTERED = (WARM_START, "success")
 """The arms that are also evaluated through the filters."""
 
@@ -69,8 +79,9 @@ class Size:
         seeds: Of GRPO, for every arm.
         episodes: Of an evaluation, per trained task.
         unseen_episodes: Per unseen task.
-        shifts: Conditions beside the plain one.
-        filters: Beside none, of `filters`.
+        shifts: Kinds of them, each on starts of its own.
+        shift_episodes: Per trained task and kind.
+        filters: Beside none, of `FILTERS`.
         horizon: Control steps of a rollout and of an evaluated episode; None for the suites' own.
     """
 
@@ -80,12 +91,13 @@ class Size:
     demonstrations: int = 24
     sft_steps: int = 2400
     iterations: int = 5
-    n_groups: int = 16
+    n_groups: int = 8
     group_size: int = 8
     seeds: tuple[int, ...] = (1, 2, 3)
     episodes: int = 8
     unseen_episodes: int = 7
     shifts: tuple[ShiftKind, ...] = ("camera", "light", "arm", "placement")
+    shift_episodes: int = 2
     filters: tuple[str, ...] = ("exponential", "jerk_limited", "blend", "rtc")
     horizon: int | None = None
 
@@ -105,6 +117,7 @@ SIZES = {
         episodes=2,
         unseen_episodes=1,
         shifts=("camera",),
+        shift_episodes=1,
         filters=("exponential",),
     ),
 }
@@ -116,14 +129,12 @@ class StudyConfig:
 
     Attributes:
         size: `full` takes some ten hours of two cores, `smoke` twenty minutes.
-        output_dir: Demonstrations, runs and evaluations; default `outputs/study/<size>`.
-        results_dir: Table, episodes and page; default `<output_dir>/results`.
+        output_dir: All of it, from demonstrations to tables; default `outputs/study/<size>`.
         n_workers: Processes at a time, one a core: of rollouts, or GRPO runs.
     """
 
     size: Literal["full", "smoke"] = "full"
     output_dir: Path | None = None
-    results_dir: Path | None = None
     n_workers: int = 2
 
     def __post_init__(self) -> None:
@@ -138,13 +149,8 @@ class StudyConfig:
 
     @property
     def directory(self) -> Path:
-        """Of everything that is made on the way."""
+        """Of everything."""
         return self.output_dir or Path("outputs/study") / self.size
-
-    @property
-    def results(self) -> Path:
-        """Of what comes out."""
-        return self.results_dir or self.directory / "results"
 
 
 @dataclass(frozen=True)
@@ -152,14 +158,19 @@ class Condition:
     """On what is evaluated.
 
     Attributes:
-        name: `trained`, `unseen`, or the kind of shift.
+        name: `trained`, `shifted` or `unseen`.
         env: Its tasks.
         evaluation: Its starts, and the shift of their scenes.
     """
 
     name: str
     env: LiberoEnvConfig = field(compare=False)
-    evaluation: EvaluationConfig = field(compare=False)
+    evaluation: EvaluationConfig
+
+    @property
+    def kind(self) -> str:
+        """Its name, or that of its shift: several of them make the condition `shifted`."""
+        return self.name if self.evaluation.shift == "none" else self.evaluation.shift
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,7 @@ class Trial:
         arm: `sft`, or a key of `ARMS`.
         seed: Of its training; 0 of the warm start, which there is one of.
         condition: On what.
-        filter: A key of `filters`.
+        filter: A key of `FILTERS`.
     """
 
     arm: str
@@ -185,18 +196,22 @@ class Trial:
 
     def output_dir(self, directory: Path) -> Path:
         """Where its `eval_info.json` is."""
-        return directory / "evaluations" / self.condition.name / self.filter / f"{self.arm}_{self.seed}"
+        return directory / "evaluations" / self.condition.kind / self.filter / f"{self.arm}_{self.seed}"
 
 
-def filters(directory: Path) -> dict[str, ActionFilterConfig]:
-    """What answers the objection that a filter would do the same; limits are those of the demonstrations."""
-    return {
-        "none": NoFilterConfig(),
-        "exponential": ExponentialFilterConfig(),
-        "jerk_limited": JerkLimitConfig(demonstrations=directory / "dataset"),
-        "blend": ChunkBlendConfig(),
-        "rtc": RealTimeChunkingConfig(),
-    }
+def action_filter(name: str, config: "StudyConfig") -> ActionFilterConfig:
+    """What answers the objection that a filter would do the same.
+
+    Limits are those of the demonstrations, kept in a file, as the demonstrations need not be kept.
+    """
+    if name != "jerk_limited":
+        return FILTERS[name]()
+    kept = config.directory / LIMITS
+    if not kept.is_file():
+        found = JerkLimitConfig(demonstrations=config.directory / "dataset").limits(_env(config.plan, (0,)))
+        limits = {"max_acceleration": found.acceleration, "max_jerk": found.jerk}
+        kept.write_text(json.dumps(limits) + "\n")
+    return JerkLimitConfig(**json.loads(kept.read_text()))
 
 
 def run_name(arm: str, seed: int) -> str:
@@ -208,18 +223,20 @@ def conditions(plan: Size) -> list[Condition]:
     """Trained tasks on held-out starts, the same in shifted scenes, and unseen tasks."""
     env, unseen = _env(plan, plan.trained), _env(plan, plan.unseen)
     trained = EvaluationConfig(n_episodes=plan.episodes)
+    first, n = trained.init_states[0], plan.shift_episodes
+    states = [(first + index * n, first + (index + 1) * n) for index in range(len(plan.shifts))]
     return [
         Condition("trained", env, trained),
         *(
-            Condition(kind, env, EvaluationConfig(n_episodes=plan.episodes, shift=kind))
-            for kind in plan.shifts
+            Condition("shifted", env, EvaluationConfig(init_states=of_kind, shift=kind))
+            for kind, of_kind in zip(plan.shifts, states, strict=True)
         ),
         Condition("unseen", unseen, EvaluationConfig(n_episodes=plan.unseen_episodes)),
     ]
 
 
 def trials(plan: Size) -> list[Trial]:
-    """All evaluations, those that share a condition and a filter beside one another."""
+    """All evaluations, those that share scenes and a filter beside one another."""
     policies = [(WARM_START, 0), *((arm, seed) for arm in ARMS for seed in plan.seeds)]
     found = [Trial(arm, seed, condition) for condition in conditions(plan) for arm, seed in policies]
     trained = conditions(plan)[0]
@@ -228,8 +245,20 @@ def trials(plan: Size) -> list[Trial]:
     ]
 
 
-def stages(config: StudyConfig) -> list[Stage]:
-    """What makes the checkpoints, in their order."""
+def missing(planned: Sequence[Trial], directory: Path) -> list[Trial]:
+    """Trials whose result is not there."""
+    return [t for t in planned if not (t.output_dir(directory) / EVAL_INFO).is_file()]
+
+
+def stages(config: StudyConfig, seeds: Sequence[int] | None = None) -> list[Stage]:
+    """What makes the checkpoints, in their order.
+
+    What is no longer needed counts as done: demonstrations that were learned from, runs that were evaluated.
+
+    Args:
+        config: Of the study.
+        seeds: Of GRPO; None for all.
+    """
     plan, out = config.plan, config.directory
     workers = f"--n_workers={config.n_workers}"
     env = libero_flags(",".join(plan.suites), plan.trained, _PIXELS)
@@ -247,21 +276,28 @@ def stages(config: StudyConfig) -> list[Stage]:
             "--speed_spread=0.3",
             workers,
         ],
-        (out / "dataset").is_dir,
+        lambda: (out / "dataset").is_dir() or ((out / LIMITS).is_file() and warm_start.done()),
     )
     warm_start = sft_stage(out / WARM_START, dataset, plan.sft_steps, batch_size=32, seed=1)
     sizes = [f"--algorithm.n_groups={plan.n_groups}", f"--algorithm.group_size={plan.group_size}"]
-    # Runs go beside one another, each in one process, as an update keeps no more than a core busy. Seed by
-    # seed, so that a study that is stopped early has whole comparisons.
+    # Runs go beside one another, each in one process, as an update keeps no more than a core busy.
     horizon = [] if plan.horizon is None else [f"--env.episode_length={plan.horizon}"]
     grpo = [*env, *horizon, *GRPO, *sizes, "--n_workers=0"]
     return [demonstrations, warm_start] + [
-        grpo_stage(
-            run_name(arm, seed), out, out / WARM_START, plan.iterations, [*grpo, *flags, f"--seed={seed}"]
+        _unless_evaluated(
+            grpo_stage(
+                run_name(arm, seed), out, out / WARM_START, plan.iterations, [*grpo, *flags, f"--seed={seed}"]
+            ),
+            [trial for trial in trials(plan) if (trial.arm, trial.seed) == (arm, seed)],
+            out,
         )
-        for seed in plan.seeds
+        for seed in seeds or plan.seeds
         for arm, flags in ARMS.items()
     ]
+
+
+def _unless_evaluated(stage: Stage, of_run: Sequence[Trial], directory: Path) -> Stage:
+    return replace(stage, done=lambda: stage.done() or not missing(of_run, directory))
 
 
 def _env(plan: Size, task_ids: Sequence[int]) -> LiberoEnvConfig:

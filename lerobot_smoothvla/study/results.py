@@ -95,14 +95,14 @@ def write_results(config: StudyConfig) -> Path:
         raise FileNotFoundError(
             f"There is no evaluation in '{config.directory}'; run `smoothvla study --size={config.size}`."
         )
-    config.results.mkdir(parents=True, exist_ok=True)
+    config.directory.mkdir(parents=True, exist_ok=True)
     lines = [
         json.dumps(without_nan(_line(trial, measurement)))
         for trial, evaluation in found.items()
         for measurement in evaluation.measurements
     ]
-    (config.results / EPISODES).write_text("\n".join(lines) + "\n")
-    return write_tables(config.results)
+    (config.directory / EPISODES).write_text("\n".join(lines) + "\n")
+    return write_tables(config.directory)
 
 
 def write_tables(directory: Path) -> Path:
@@ -133,6 +133,7 @@ def read_episodes(directory: Path) -> Results:
     for text in file.read_text().splitlines():
         line = json.loads(text)
         key, seed = (line.pop("condition"), line.pop("filter"), line.pop("arm")), line.pop("run_seed")
+        line.pop("shift")
         start = Start(**{field.name: line.pop(field.name) for field in fields(Start)})
         success = line.pop("success")
         terms = {name: math.nan if value is None else value for name, value in line.items()}
@@ -148,9 +149,9 @@ def summarise(found: Results) -> tuple[dict[Key, Cell], list[Comparison]]:
     cells = {}
     for key, runs in found.items():
         reference = _reference(found, key[0])
-        n_starts = len(next(iter(runs.values())).measurements)
-        measures = {m: _interval(_values(runs, m, reference)) for m in MEASURES}
-        cells[key] = Cell(len(runs), n_starts, measures)
+        starts = _starts(runs)
+        measures = {m: _interval(_values(runs, starts, m, reference)) for m in MEASURES}
+        cells[key] = Cell(len(runs), len(starts), measures)
     pairs = [
         ((condition, "none", baseline), (condition, "none", candidate))
         for condition in dict.fromkeys(condition for condition, _, _ in found)
@@ -172,9 +173,10 @@ def _compare(found: Results, baseline: Key, candidate: Key) -> Comparison | None
     if not seeds:
         return None
     first, second = ({seed: of[seed] for seed in seeds} for of in (first, second))
+    starts = sorted({*_starts(first), *_starts(second)})
     differences, relative = {}, None
     for measure in MEASURES:
-        before, after = (_values(of, measure, reference) for of in (first, second))
+        before, after = (_values(of, starts, measure, reference) for of in (first, second))
         # A term is compared where both sides have it.
         differences[measure] = _interval(after - before)
         if measure == "jerk_rms":
@@ -189,13 +191,20 @@ def _reference(found: Results, condition: str) -> Evaluation | None:
     return found.get((condition, "none", WARM_START), {}).get(0)
 
 
-def _values(runs: dict[int, Evaluation], measure: str, reference: Evaluation | None) -> NDArray[np.float64]:
-    """(S, M) values, starts in their order; NaN where there is none."""
+def _starts(runs: dict[int, Evaluation]) -> list[Start]:
+    """All that were played; of an unfinished study not every run has played all of them."""
+    return sorted({m.start for evaluation in runs.values() for m in evaluation.measurements})
+
+
+def _values(
+    runs: dict[int, Evaluation], starts: Sequence[Start], measure: str, reference: Evaluation | None
+) -> NDArray[np.float64]:
+    """(S, M) values; NaN where there is none."""
     times = {m.start: m.terms["time_to_success"] for m in reference.measurements} if reference else {}
-    rows = [
-        [_value(m, measure, times) for m in sorted(evaluation.measurements, key=lambda m: m.start)]
-        for _, evaluation in sorted(runs.items())
-    ]
+    rows = []
+    for _, evaluation in sorted(runs.items()):
+        values = {m.start: _value(m, measure, times) for m in evaluation.measurements}
+        rows.append([values.get(start, math.nan) for start in starts])
     return np.array(rows, dtype=np.float64)
 
 
@@ -221,6 +230,7 @@ def _line(trial: Trial, measurement: Measurement) -> dict[str, Any]:
         "condition": trial.condition.name,
         "filter": trial.filter,
         "arm": trial.arm,
+        "shift": trial.condition.evaluation.shift,
         "run_seed": trial.seed,
         **asdict(measurement.start),
         "success": measurement.success,

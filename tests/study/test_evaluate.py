@@ -1,5 +1,6 @@
 """The evaluations of a study on real LIBERO, of two random policies."""
 
+import shutil
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from lerobot_smoothvla.evaluation.evaluate import evaluate, evaluation_starts
 from lerobot_smoothvla.evaluation.report import EVAL_INFO, read_evaluation
 from lerobot_smoothvla.rollout.local import make_engine
 from lerobot_smoothvla.stages import LAST
-from lerobot_smoothvla.study.evaluate import evaluate_missing, missing
-from lerobot_smoothvla.study.plan import SIZES, StudyConfig, Trial, run_name, trials
+from lerobot_smoothvla.study.evaluate import evaluate_missing
+from lerobot_smoothvla.study.plan import SIZES, StudyConfig, Trial, action_filter, missing, run_name, trials
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_what_is_missing_is_evaluated_with_the_weights_of_its_own_checkpoint(con
             trial.output_dir(config.directory).mkdir(parents=True)
             (trial.output_dir(config.directory) / EVAL_INFO).touch()
     assert missing(trials(config.plan), config.directory) == wanted
-    evaluate_missing(config)
+    evaluate_missing(config, 1)
     assert missing(trials(config.plan), config.directory) == []
 
     condition = wanted[1].condition
@@ -58,3 +59,11 @@ def test_what_is_missing_is_evaluated_with_the_weights_of_its_own_checkpoint(con
     _, warm_start = read_evaluation(wanted[0].output_dir(config.directory))
     assert warm_start["policy"].measurements[0].start == alone.measurements[0].start
     assert warm_start["policy"] != alone
+
+
+def test_the_jerk_limits_are_kept_without_the_demonstrations(config, tiny_dataset):
+    shutil.copytree(tiny_dataset, config.directory / "dataset")
+    first = action_filter("jerk_limited", config)
+    shutil.rmtree(config.directory / "dataset")
+    assert action_filter("jerk_limited", config) == first
+    assert len(first.max_acceleration) == len(first.max_jerk) == 6 and min(first.max_jerk) > 0

@@ -9,10 +9,12 @@ from stage_commands import checkpoint, parsed
 
 from lerobot_smoothvla.demos.record import DemosConfig
 from lerobot_smoothvla.envs.tasks import selected_tasks
+from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.evaluation.evaluate import evaluation_starts
+from lerobot_smoothvla.evaluation.report import EVAL_INFO
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.stages import LAST, Stage
-from lerobot_smoothvla.study.plan import SIZES, StudyConfig, conditions, stages, trials
+from lerobot_smoothvla.study.plan import LIMITS, SIZES, StudyConfig, conditions, stages, trials
 
 
 @pytest.fixture(params=sorted(SIZES))
@@ -62,9 +64,14 @@ def test_no_start_and_no_unseen_task_is_trained_on(config, monkeypatch):
 def test_the_full_study_is_as_large_as_it_promises():
     plan = SIZES["full"]
     assert len(plan.seeds) >= 3 and {*plan.filters} == {"exponential", "jerk_limited", "blend", "rtc"}
+    starts: dict[str, list[Start]] = {}
     for condition in conditions(plan):
         tasks = selected_tasks(condition.env)
-        assert len(evaluation_starts(condition.env, tasks, condition.evaluation)) >= 50
+        starts.setdefault(condition.name, []).extend(
+            evaluation_starts(condition.env, tasks, condition.evaluation)
+        )
+    for of_condition in starts.values():  # The kinds of shift are of different starts.
+        assert len(of_condition) == len(set(of_condition)) >= 50
     suites = [suite for suite, _ in selected_tasks(conditions(plan)[0].env)]
     assert suites.count("libero_object") >= 4 and suites.count("libero_spatial") >= 4
 
@@ -82,6 +89,30 @@ def test_an_interrupted_run_resumes_and_a_finished_one_is_done(config):
     assert first.restarts and not first.done()
     checkpoint(config.directory / first.name, f"{config.plan.iterations:06d}")
     assert "--resume=true" in of_grpo(config)[0].command and of_grpo(config)[0].done()
+
+
+def test_a_run_that_was_evaluated_is_done_without_its_checkpoint(config):
+    first = of_grpo(config)[0]
+    of_run = [t for t in trials(config.plan) if (t.arm, t.seed) == ("success", 1)]
+    for trial in of_run:
+        assert not first.done()
+        directory = trial.output_dir(config.directory)
+        directory.mkdir(parents=True)
+        (directory / EVAL_INFO).touch()
+    assert first.done() and not of_grpo(config)[1].done()
+
+
+def test_demonstrations_that_were_learned_from_are_done_once_their_limits_are_kept(config):
+    dataset, sft = stages(config)[:2]
+    checkpoint(config.directory / sft.name)
+    assert not dataset.done()
+    (config.directory / LIMITS).touch()
+    assert dataset.done()
+
+
+def test_the_seeds_of_a_study_can_be_run_one_at_a_time(config):
+    alone = [stage.name for seed in config.plan.seeds for stage in stages(config, [seed])[2:]]
+    assert alone == [stage.name for stage in stages(config)[2:]]
 
 
 def test_a_size_that_does_not_exist_is_refused():

@@ -81,23 +81,23 @@ def test_what_has_been_evaluated_so_far_is_written_and_read_back(tmp_path: Path)
     with pytest.raises(FileNotFoundError, match="no evaluation in .* run `smoothvla study --size=smoke`"):
         write_results(config)
     with pytest.raises(FileNotFoundError, match="no episodes of a study in"):
-        read_episodes(config.results)
+        read_episodes(config.directory)
     some = {key: {seed: of for seed, of in runs.items() if seed < 2} for key, runs in results().items()}
     for trial in trials(config.plan):
-        if trial.condition.name in ("trained", "camera") and trial.filter == "none":
+        if trial.condition.name in ("trained", "shifted") and trial.filter == "none":
             directory = trial.output_dir(tmp_path)
             directory.mkdir(parents=True)
             found = some["trained", "none", trial.arm][trial.seed]
             report.write(directory, {"policy": trial.arm}, {"policy": found})
     table = write_results(config).read_text()
-    lines = [json.loads(line) for line in (config.results / EPISODES).read_text().splitlines()]
+    lines = [json.loads(line) for line in (config.directory / EPISODES).read_text().splitlines()]
     assert len(lines) == 2 * 4 * 10
     assert {line["arm"] for line in lines} == {"sft", "success", "sum", "smooth"}
     cells, comparisons = summarise(some)
     assert {
-        k: c for k, c in summarise(read_episodes(config.results))[0].items() if k[0] == "trained"
+        k: c for k, c in summarise(read_episodes(config.directory))[0].items() if k[0] == "trained"
     } == cells
-    written = json.loads((config.results / RESULTS).read_text())
+    written = json.loads((config.directory / RESULTS).read_text())
     assert len(written["cells"]) == 2 * len(cells) and len(written["comparisons"]) == 2 * len(comparisons)
     assert "| trained | smooth − success | +0.00 (+0.00 to +0.00) | −3.00 (−3.00 to −3.00) |" in table
     assert not math.isnan(written["comparisons"][0]["differences"]["jerk_rms"]["estimate"])
@@ -118,5 +118,5 @@ def test_the_readme_shows_what_the_results_say_and_nothing_else_changes(tmp_path
     assert before == after and written.partition("<!-- end of")[2] == readme.partition("<!-- end of")[2]
     with pytest.raises(ValueError, match="no place for a headline"):
         script["with_headline"]("# A document\n", results())
-    if (kept := REPOSITORY / script["RESULTS"]).is_dir():
+    if ((kept := REPOSITORY / script["RESULTS"]) / EPISODES).is_file():
         assert readme == script["with_headline"](readme, read_episodes(kept))

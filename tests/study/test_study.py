@@ -31,14 +31,13 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 
 def test_the_command_makes_what_is_missing_and_nothing_twice(study, tmp_path, capfd):
     assert study() == 0, capfd.readouterr().err
-    results = tmp_path / "results"
-    lines = [json.loads(line) for line in (results / EPISODES).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / EPISODES).read_text().splitlines()]
     assert {(line["condition"], line["filter"], line["arm"]) for line in lines} == {
         *((condition, "none", arm) for condition in ("trained", "unseen") for arm in ("sft", *ARMS)),
         *(("trained", "exponential", arm) for arm in ("sft", "success")),
     }
-    assert len(json.loads((results / RESULTS).read_text())["comparisons"]) == 2 * 4 + 2
-    table = (results / TABLE).read_text()
+    assert len(json.loads((tmp_path / RESULTS).read_text())["comparisons"]) == 2 * 4 + 2
+    table = (tmp_path / TABLE).read_text()
     assert table in capfd.readouterr().out and "| trained | smooth − success+exponential |" in table
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("grpo/*/metrics.jsonl")}
     assert len(written) == len(ARMS)
@@ -47,4 +46,4 @@ def test_the_command_makes_what_is_missing_and_nothing_twice(study, tmp_path, ca
     assert study() == 0
     assert capfd.readouterr().out.count("Done before.") == 2 + len(ARMS)
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    assert (results / TABLE).read_text() == table
+    assert (tmp_path / TABLE).read_text() == table
