@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Generator
+import subprocess
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,15 @@ def actor(checkpoint: Path) -> Any:
     from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 
     return load_actor(load_actor_config(checkpoint))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 32 MB, which only root may mount."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)

@@ -34,6 +34,7 @@ LAYERS = {
     "selectors": 2,
     "peft_loading": 2,
     "provenance": 2,
+    "settings": 2,
     "rollout.configuration": 2,
     # rollouts
     "rollout": 3,

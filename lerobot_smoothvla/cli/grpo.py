@@ -15,6 +15,7 @@ from lerobot_smoothvla.envs.tasks import require_init_states, require_usable, se
 from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
+from lerobot_smoothvla.grpo.interruption import interruptible
 from lerobot_smoothvla.grpo.ranks import launched
 from lerobot_smoothvla.grpo.trainer import GRPOTrainer
 from lerobot_smoothvla.provenance import record
@@ -22,6 +23,7 @@ from lerobot_smoothvla.rollout.local import make_engine
 from lerobot_smoothvla.selectors import flag_value
 
 
+@interruptible()
 def run(config: GRPOPipelineConfig) -> None:
     """Train from `--policy.path` or, with `--resume=true`, from the run's last checkpoint."""
     init_logging()
@@ -30,7 +32,9 @@ def run(config: GRPOPipelineConfig) -> None:
     require_usable(config.env, tasks)
     overrides = parser.get_yaml_overrides("policy") + (parser.get_cli_overrides("policy") or [])
     if config.resume:
-        config.policy = load_actor_config(checkpoint.last(config.output_dir), overrides, config.env)
+        last = checkpoint.last(config.output_dir)
+        config.policy = load_actor_config(last, overrides, config.env)
+        checkpoint.require_same_settings(config, last)
     else:
         config.policy = actor_config_from_cli("policy", config.env)
         if config.policy is not None:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import signal
 import sys
 
 from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
@@ -33,8 +34,8 @@ def main() -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, 1 where the doctor finds a failure, 2 after an error that the message explains, 130
-        when interrupted.
+        The exit code: 0, 1 where the doctor finds a failure, 2 after an error that the message explains, 128
+        and the signal's number when interrupted (Ctrl-C: 130).
     """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -55,14 +56,14 @@ def main() -> int:
             prepare_libero()
             require_gl()
         return importlib.import_module(f"lerobot_smoothvla.cli.{command}").main() or 0
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("SMOOTHVLA_DEBUG") == "1":
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"smoothvla {command}: error: {reason} (SMOOTHVLA_DEBUG=1 shows where.)", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interruption:
+        return 128 + getattr(interruption, "number", signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ import multiprocessing as mp
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-import draccus
 import numpy as np
 from lerobot.configs.video import RGBEncoderConfig, rgb_encoder_defaults
 from lerobot.datasets.aggregate import aggregate_datasets
@@ -38,6 +37,7 @@ from lerobot_smoothvla.envs.tasks import (
 )
 from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.rollout.local import Simulators
+from lerobot_smoothvla.settings import differences, settings_of
 
 SUMMARY = Path("meta") / "demonstrations.json"
 """In the dataset: the settings that made it, and by task how many attempts were kept."""
@@ -215,17 +215,9 @@ def record(config: DemosConfig) -> Path:
 
 
 def _settings(config: DemosConfig) -> dict[str, Any]:
-    """What the dataset's content depends on, by flag."""
-
-    def flags(settings: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in settings.items():
-            if isinstance(value, dict):
-                yield from flags(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
-    settings = dict(flags(json.loads(json.dumps(draccus.encode(config))), "--"))
-    return {flag: value for flag, value in settings.items() if flag not in ("--n_workers", "--dataset.root")}
+    """What the dataset's content depends on."""
+    settings = settings_of(config)
+    return {name: value for name, value in settings.items() if name not in ("n_workers", "dataset.root")}
 
 
 def _require_same_settings(config: DemosConfig, directory: Path, file: Path) -> None:
@@ -238,12 +230,11 @@ def _require_same_settings(config: DemosConfig, directory: Path, file: Path) -> 
         raise FileExistsError(
             f"{directory} exists and is not a dataset of `smoothvla demos`; choose another --dataset.root."
         )
-    before, now = json.loads((directory / file).read_text())["settings"], _settings(config)
-    if different := sorted(flag for flag in {*before, *now} if before.get(flag) != now.get(flag)):
-        listed = ", ".join(f"{flag}={before.get(flag)} there, {now.get(flag)} here" for flag in different)
+    before = json.loads((directory / file).read_text())["settings"]
+    if different := differences(before, _settings(config)):
         raise FileExistsError(
-            f"{directory} was recorded with other settings ({listed}); choose another --dataset.root, "
-            "or delete it."
+            f"{directory} was recorded with other settings ({', '.join(different.values())}); choose another "
+            "--dataset.root, or delete it."
         )
 
 

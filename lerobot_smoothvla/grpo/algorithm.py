@@ -3,14 +3,18 @@
 Dims: N chunks of all kept episodes, H steps a chunk, R ratio terms a chunk, G rollouts of a group.
 """
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from lerobot.rl.algorithms.base import RLAlgorithm
 from lerobot.rl.algorithms.configs import TrainingStats
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
@@ -21,6 +25,8 @@ from lerobot_smoothvla.grpo.objective import chunk_advantages, chunk_weights, cl
 from lerobot_smoothvla.grpo.ranks import Ranks
 from lerobot_smoothvla.rollout.engine import Actor
 
+DROPPED_IN_A_ROW = 5
+"""Minibatches without a finite gradient after which nothing better is to be expected."""
 _OF_CHUNKS = ("loss", "ratio_deviation", "clip_fraction", "approx_kl")
 _MEANS = ("grad_norm", *_OF_CHUNKS)
 """Averaged over an update's minibatches; NaN where no group had something to teach."""
@@ -60,6 +66,19 @@ class Replay:
             self.advantages[index],
             self.weights[index],
         )
+
+    def save(self, file: Path, baseline: Tensor) -> None:
+        """Write it as safetensors, with its baseline (N, R, H); the instructions are in the header.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        tensors = {key: torch.stack(rows) for key, rows in self.observations.items()}
+        tensors |= {f"record.{key}": value.contiguous() for key, value in self.record.items()}
+        tensors |= {"executed": self.executed, "advantages": self.advantages, "weights": self.weights}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        header = {"instructions": json.dumps(self.instructions)}
+        save_file(tensors | {"baseline": baseline.contiguous()}, file, header)
 
     @classmethod
     def from_groups(cls, groups: Sequence[Group], config: GRPOConfig, first_step: int = 0) -> Self | None:
@@ -112,7 +131,15 @@ class Replay:
 
 
 class GRPOAlgorithm(RLAlgorithm):
-    """LeRobot's `RLAlgorithm` for GRPO; a batch of its iterator is the list of an iteration's groups."""
+    """LeRobot's `RLAlgorithm` for GRPO; a batch of its iterator is the list of an iteration's groups.
+
+    A minibatch without a finite gradient is dropped: no step is made.
+
+    Attributes:
+        dropped: Chunks and baseline of the first minibatch that the last update dropped; None if it had to
+            drop none, or none of this rank's.
+        dropped_in_a_row: Minibatches dropped since the last step; at `DROPPED_IN_A_ROW` an update ends.
+    """
 
     config_class = GRPOConfig
     name = "grpo"
@@ -142,6 +169,9 @@ class GRPOAlgorithm(RLAlgorithm):
                 f"--algorithm.freeze=[{','.join(config.freeze)}] freeze all of it; leave a part to train."
             )
         self._optimizers = self.make_optimizers_and_scheduler()
+        self.optimization_step: int = 0
+        self.dropped: tuple[Replay, Tensor] | None = None
+        self.dropped_in_a_row = 0
 
     def make_optimizers_and_scheduler(self) -> dict[str, Optimizer]:
         """AdamW without weight decay over what is trainable."""
@@ -165,20 +195,32 @@ class GRPOAlgorithm(RLAlgorithm):
         self.optimization_step += 1
         counts = self.ranks.gather(0 if replay is None else len(replay))
         n_chunks, first = sum(counts), sum(counts[: self.ranks.rank])
-        if n_chunks == 0:
-            return _stats(dict.fromkeys(_MEANS, math.nan), n_chunks=0, n_minibatches=0)
+        self.dropped = None
         baseline = None if replay is None else self._baseline(replay)
         totals = dict.fromkeys(_MEANS, 0.0)
-        minibatches = 0
-        for _ in range(self.config.epochs):
-            order = torch.randperm(n_chunks, generator=generator)
-            for index in order.split(self.config.minibatch_size):
-                own = index[(index >= first) & (index < first + counts[self.ranks.rank])] - first
-                for name, value in self._step(replay, baseline, own).items():
-                    totals[name] += value
-                minibatches += 1
-        means = {name: total / minibatches for name, total in totals.items()}
-        return _stats(means, n_chunks, minibatches)
+        steps = n_dropped = 0
+        for index in self._minibatches(n_chunks, generator):
+            own = index[(index >= first) & (index < first + counts[self.ranks.rank])] - first
+            figures = self._step(replay, baseline, own)
+            if figures is None:
+                n_dropped += 1
+                self.dropped_in_a_row += 1
+                if self.dropped is None and replay is not None and baseline is not None and len(own):
+                    self.dropped = replay[own], baseline[own]
+                if self.dropped_in_a_row == DROPPED_IN_A_ROW:
+                    break
+                continue
+            self.dropped_in_a_row = 0
+            steps += 1
+            for name, value in figures.items():
+                totals[name] += value
+        means = {name: total / steps if steps else math.nan for name, total in totals.items()}
+        return _stats(means, n_chunks, steps, n_dropped)
+
+    def _minibatches(self, n_chunks: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Indices of the chunks of each, over all epochs."""
+        for _ in range(self.config.epochs if n_chunks else 0):
+            yield from torch.randperm(n_chunks, generator=generator).split(self.config.minibatch_size)
 
     def _encode(self, replay: Replay) -> Any:
         device = self.actor.policy.config.device
@@ -200,13 +242,18 @@ class GRPOAlgorithm(RLAlgorithm):
             )
         return torch.cat(parts)
 
-    def _step(self, replay: Replay | None, baseline: Tensor | None, minibatch: Tensor) -> dict[str, float]:
+    def _step(
+        self, replay: Replay | None, baseline: Tensor | None, minibatch: Tensor
+    ) -> dict[str, float] | None:
         """One optimizer step, on the chunks `minibatch` and the other ranks' chunks of it.
 
         Args:
             replay: Of this rank, None if it has nothing to learn from.
             baseline: (N, R, H) of its chunks.
             minibatch: Their indices; there may be none.
+
+        Returns:
+            Its figures; None if the gradient was not finite, so that there was no step.
         """
         optimizer = self._optimizers["policy"]
         optimizer.zero_grad()
@@ -223,6 +270,8 @@ class GRPOAlgorithm(RLAlgorithm):
             means = dict(zip(means, summed.tolist(), strict=True))
             self.ranks.sum(self._gradients())
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.config.grad_clip_norm)
+        if not norm.isfinite():
+            return None
         optimizer.step()
         return {**means, "grad_norm": norm.item()}
 
@@ -259,6 +308,22 @@ class GRPOAlgorithm(RLAlgorithm):
                 parameter.grad = torch.zeros_like(parameter)
             yield parameter.grad
 
+    def snapshot(self) -> Callable[[], None]:
+        """Remember weights and optimizer as they are now; calling what is returned brings them back."""
+        weights = [parameter.detach().clone() for parameter in self._parameters]
+        optimizers = {name: deepcopy(of.state_dict()) for name, of in self._optimizers.items()}
+        n_updates = self.optimization_step
+
+        @torch.no_grad()
+        def restore() -> None:
+            for parameter, weight in zip(self._parameters, weights, strict=True):
+                parameter.copy_(weight)
+            for name, state in optimizers.items():
+                self._optimizers[name].load_state_dict(state)
+            self.optimization_step = n_updates
+
+        return restore
+
     def load_weights(self, weights: dict[str, Any], device: str | torch.device = "cpu") -> None:
         """Load a policy state."""
         self.actor.policy.load_state_dict(weights)
@@ -275,10 +340,10 @@ class GRPOAlgorithm(RLAlgorithm):
         """Nothing to load."""
 
 
-def _stats(means: dict[str, float], n_chunks: int, n_minibatches: int) -> TrainingStats:
+def _stats(means: dict[str, float], n_chunks: int, n_steps: int, n_dropped: int) -> TrainingStats:
+    counts = {"n_chunks": n_chunks, "n_minibatches": n_steps, "minibatches_dropped": n_dropped}
     return TrainingStats(
         losses={"loss": means["loss"]},
         grad_norms={"policy": means["grad_norm"]},
-        extra={name: means[name] for name in _OF_CHUNKS[1:]}
-        | {"n_chunks": float(n_chunks), "n_minibatches": float(n_minibatches)},
+        extra={name: means[name] for name in _OF_CHUNKS[1:]} | {k: float(v) for k, v in counts.items()},
     )

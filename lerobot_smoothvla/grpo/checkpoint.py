@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -22,13 +23,22 @@ from safetensors import SafetensorError
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.peft_loading import adapter_of
+from lerobot_smoothvla.settings import differences, flattened, settings_of
+
+_MAY_CHANGE = (
+    *("steps", "save_freq", "log_freq", "resume", "output_dir", "job_name", "checkpoint_path"),
+    *("n_workers", "num_workers", "rollout.", "wandb.", "save_checkpoint_to_hub"),
+    *("policy.pretrained_path", "policy.device", "policy.repo_id", "policy.push_to_hub", "policy.private"),
+    *("policy.tags", "policy.license", "algorithm.microbatch_size"),
+)
+"""Beginnings of the names of settings that a resumed run may change: where and how long, not what."""
 
 
 def save(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm, iteration: int) -> Path:
     """Write `checkpoints/<iteration>` and point `checkpoints/last` to it.
 
-    It is written under another name and then renamed, so a run that is killed meanwhile leaves the last whole
-    checkpoint as it was.
+    It is written under another name, flushed to the disk and then renamed, so a run that is killed meanwhile,
+    or whose machine is, leaves the last whole checkpoint as it was.
 
     Args:
         config: Saved with it.
@@ -43,10 +53,11 @@ def save(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm, iteration: int) -
     """
     assert config.output_dir is not None
     final = get_step_checkpoint_dir(config.output_dir, config.steps, iteration)
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
     actor = algorithm.actor
     try:
+        for left_over in (partial, replaced):
+            shutil.rmtree(left_over, ignore_errors=True)
         save_checkpoint(
             partial,
             iteration,
@@ -58,19 +69,49 @@ def save(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm, iteration: int) -
         )
         # LeRobot leaves it out of an adapter's checkpoint in a run without --peft flags.
         actor.policy.config.save_pretrained(partial / PRETRAINED_MODEL_DIR)
-        shutil.rmtree(final, ignore_errors=True)
+        for path in [*partial.rglob("*"), partial]:
+            _flush(path)
+        if final.exists():
+            final.rename(replaced)
         partial.rename(final)
-        link = final.with_name(LAST_CHECKPOINT_LINK)
         new_link = final.with_name(f".{LAST_CHECKPOINT_LINK}")
         new_link.unlink(missing_ok=True)
         new_link.symlink_to(final.name)
-        os.replace(new_link, link)
+        os.replace(new_link, final.with_name(LAST_CHECKPOINT_LINK))
+        _flush(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
-            f"The checkpoint {final} could not be written ({error}); choose an --output_dir on a disk with "
-            "space, or make space there and continue with --resume=true."
+            f"The checkpoint {final} could not be written ({error}). It takes at most "
+            f"{_size(algorithm) / 1e6:.1f} MB{_free(config.output_dir)}. Make space and continue with "
+            "--resume=true, or choose an --output_dir on another disk."
         ) from error
     return final
+
+
+def _flush(path: Path) -> None:
+    """Let the disk have what was written to a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(algorithm: GRPOAlgorithm) -> int:
+    """Bytes of a checkpoint: the weights, and two moments of those that are trained."""
+    weights = algorithm.get_weights().values()
+    trained = [p for group in algorithm.get_optimizers()["policy"].param_groups for p in group["params"]]
+    return sum(w.nbytes for w in weights) + 2 * sum(p.nbytes for p in trained)
+
+
+def _free(directory: Path) -> str:
+    """What is left of the disk, as the end of a sentence."""
+    try:
+        return f", and {shutil.disk_usage(directory).free / 1e6:.1f} MB are free"
+    except OSError:
+        return ""
 
 
 def last(output_dir: Path | None) -> Path:
@@ -89,6 +130,28 @@ def last(output_dir: Path | None) -> Path:
             "there, and start the run without --resume."
         )
     return path
+
+
+def require_same_settings(config: GRPOPipelineConfig, checkpoint: Path) -> None:
+    """Log what a resumed run changes, and reject what would make it another run.
+
+    Args:
+        config: Of the command.
+        checkpoint: A `pretrained_model` directory of the run.
+
+    Raises:
+        ValueError: If a setting differs that the result depends on; the message says which and how.
+    """
+    before = flattened(json.loads((checkpoint / TRAIN_CONFIG_NAME).read_text(encoding="utf-8")))
+    different = differences(before, settings_of(config))
+    changed = [text for name, text in different.items() if not name.startswith(_MAY_CHANGE)]
+    if changed:
+        raise ValueError(
+            f"A resumed run goes on with its own settings, but {'; '.join(changed)}. Leave these flags out, "
+            f"or begin another run from this checkpoint: --policy.path={checkpoint} and a new --output_dir."
+        )
+    if different:
+        logging.info("Resumed with other settings: %s", "; ".join(different.values()))
 
 
 def restore(checkpoint: Path, algorithm: GRPOAlgorithm) -> int:

@@ -8,13 +8,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from lerobot.common.train_utils import should_save_checkpoint
 from lerobot.common.wandb_utils import WandBLogger
 from lerobot.rl.algorithms.configs import TrainingStats
 from tqdm import tqdm
@@ -23,12 +24,22 @@ from lerobot_smoothvla.envs.tasks import TRAINING_SEEDS, Task, has_init_states
 from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
 from lerobot_smoothvla.evaluation.evaluate import action_magnitude
 from lerobot_smoothvla.grpo import checkpoint
-from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
+from lerobot_smoothvla.grpo.algorithm import DROPPED_IN_A_ROW, GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOConfig, GRPOPipelineConfig
+from lerobot_smoothvla.grpo.interruption import Interrupted
 from lerobot_smoothvla.jerk_reward import JerkRewardProcessorStep, reference_medians, score, task_key
 from lerobot_smoothvla.rollout.engine import RolloutEngine, RolloutError, RolloutRequest
 
 METRICS = "metrics.jsonl"
+DROPPED = "dropped"
+"""Directory of minibatches that had no finite gradient."""
+_ADVICE = {
+    True: "look for observations or advantages that are not, or for a ratio that overflows (a smaller "
+    "--algorithm.lr, fewer --algorithm.epochs).",
+    False: "a step has broken them; a smaller --algorithm.lr or --algorithm.grad_clip_norm may prevent it.",
+}
+_SHOWN = ("success_rate", "jerk_rms", "ratio_deviation")
+"""On the progress bar."""
 _SEEDS = 2**31
 
 
@@ -92,37 +103,47 @@ class GRPOTrainer:
             ) from error
         if self.ranks.first:
             _keep_lines(self._log, iteration)
+        self._saved = iteration if config.resume else -1
+        self._restore: Callable[[], None] | None = None
         self._wandb = WandBLogger(config) if config.wandb.enable and self.ranks.first else None
 
     def train(self) -> Path:
         """Run the remaining iterations.
+
+        Where it ends early, the last iteration that was finished is saved, and can be resumed from.
 
         Returns:
             The last checkpoint's directory.
 
         Raises:
             ValueError: If none remains.
-            OSError: If a checkpoint cannot be written.
+            OSError: If a checkpoint or the log cannot be written.
+            RolloutError: If nothing can be rolled out.
+            FloatingPointError: If an update finds no finite gradient.
+            Interrupted: If the process was asked to end.
         """
         if self.iteration >= self.config.steps:
             raise ValueError(
                 f"The run has already done {self.iteration} of {self.config.steps} iterations; "
                 "raise --steps to continue it."
             )
-        if not self.config.resume:
-            # What can be resumed from the first moment on, and shows a disk that cannot be written to.
-            self._save()
-        bar = self._bar(total=self.config.steps, initial=self.iteration, desc="GRPO", unit="iteration")
-        while self.iteration < self.config.steps:
-            metrics = self.step()
-            bar.update()
-            bar.set_postfix({k: f"{metrics[k]:.3g}" for k in ("success_rate", "jerk_rms", "ratio_deviation")})
-            done = self.iteration == self.config.steps
-            if done or (self.config.save_freq > 0 and self.iteration % self.config.save_freq == 0):
-                saved = self._save()
-                if self._wandb is not None:
-                    self._wandb.log_policy(saved)
-        bar.close()
+        try:
+            if not self.config.resume:
+                # What can be resumed from the first moment on, and shows a disk that cannot be written to.
+                self._save()
+            bar = self._bar(total=self.config.steps, initial=self.iteration, desc="GRPO", unit="iteration")
+            with bar:
+                while self.iteration < self.config.steps:
+                    metrics = self.step()
+                    bar.update()
+                    bar.set_postfix({name: f"{metrics[name]:.3g}" for name in _SHOWN})
+                    if should_save_checkpoint(self.iteration, self.config.save_freq, self.config.steps):
+                        saved = self._save()
+                        if self._wandb is not None:
+                            self._wandb.log_policy(saved)
+        except (Interrupted, RolloutError, FloatingPointError) as reason:
+            self._save_before_the_end(reason)
+            raise
         return saved
 
     def step(self) -> dict[str, float]:
@@ -146,24 +167,40 @@ class GRPOTrainer:
                 f"No start of iteration {self.iteration + 1} could be rolled out; the warnings above say why."
             )
         self._measure_reference(of_all)
+        if self._saved != self.iteration:
+            self._restore = self.algorithm.snapshot()
         stats = self.algorithm.update(iter([self._groups(episodes)]))
+        self._keep_dropped()
         self.engine.load_weights(self.algorithm.actor.policy)
-        self.iteration += 1
         metrics = {
-            "iteration": self.iteration,
+            "iteration": self.iteration + 1,
             **iteration_metrics(self._groups(of_all), stats),
             "rollout_failures": sum(failures for _, failures in of_ranks),
             "starts_set_aside": len(starts) - len(of_all) // self.config.algorithm.group_size,
             "rollout_s": rolled_out - began,
             "update_s": time.perf_counter() - rolled_out,
         }
-        if self.ranks.first:
-            with self._log.open("a") as log:
-                log.write(json.dumps({k: None if math.isnan(v) else v for k, v in metrics.items()}) + "\n")
+        self._write(metrics)
+        self.iteration += 1
+        self._restore = None
         if self._wandb is not None:
             finite = {k: v for k, v in metrics.items() if not math.isnan(v)}
             self._wandb.log_dict(finite, step=self.iteration)
         return metrics
+
+    def _write(self, metrics: Mapping[str, float]) -> None:
+        """Append a line to the log, on the first rank."""
+        if not self.ranks.first:
+            return
+        line = json.dumps({k: None if math.isnan(v) else v for k, v in metrics.items()}) + "\n"
+        try:
+            with self._log.open("a") as log:
+                log.write(line)
+        except OSError as error:
+            raise OSError(
+                f"The log {self._log} could not be written ({error}), where an iteration takes {len(line)} "
+                "bytes; make space there, and continue from the last checkpoint with --resume=true."
+            ) from error
 
     @property
     def _seed(self) -> int:
@@ -172,7 +209,21 @@ class GRPOTrainer:
     def _save(self) -> Path:
         """A checkpoint, by the first rank while the others wait; returns its directory."""
         saved = checkpoint.save(self.config, self.algorithm, self.iteration) if self.ranks.first else None
+        self._saved = self.iteration
         return next(path for path in self.ranks.gather(saved) if path is not None)
+
+    def _save_before_the_end(self, reason: BaseException) -> None:
+        """The last finished iteration, unless it is saved or none is; the other ranks may be gone."""
+        if self._restore is not None:
+            self._restore()
+        if self.ranks.first and self._saved != self.iteration:
+            checkpoint.save(self.config, self.algorithm, self.iteration)
+        logging.warning(
+            "The run ends (%s) after %d of %d iterations, which are saved; continue with --resume=true.",
+            type(reason).__name__,
+            self.iteration,
+            self.config.steps,
+        )
 
     def _bar(self, **settings: Any) -> tqdm:
         return tqdm(**settings, disable=None if self.ranks.first else True)
@@ -200,6 +251,27 @@ class GRPOTrainer:
                 logging.warning("%s is set aside: %s", requests[first].start, failed[0])
             episodes += [outcome for outcome in group if isinstance(outcome, Episode)] if not failed else []
         return episodes
+
+    def _keep_dropped(self) -> None:
+        """Save the first minibatch that had to be dropped, and end a run that drops one after the other.
+
+        Raises:
+            FloatingPointError: If `DROPPED_IN_A_ROW` of them were dropped.
+        """
+        place = self._log.parent / DROPPED
+        if self.algorithm.dropped is not None:
+            replay, baseline = self.algorithm.dropped
+            file = place / f"{self.iteration + 1:06d}_{self.ranks.rank}.safetensors"
+            replay.save(file, baseline)
+            logging.warning("Minibatches without a finite gradient were dropped; the first is %s.", file)
+        if self.algorithm.dropped_in_a_row >= DROPPED_IN_A_ROW:
+            whole = all(weight.isfinite().all() for weight in self.algorithm.get_weights().values())
+            raise FloatingPointError(
+                f"{DROPPED_IN_A_ROW} minibatches in a row had no finite gradient in iteration "
+                f"{self.iteration + 1}, the first of them is in {place}. The weights are "
+                f"{'finite' if whole else 'not finite'}: {_ADVICE[whole]} Continue from the last checkpoint "
+                "with --resume=true, or begin anew with other settings."
+            )
 
     def _measure_reference(self, episodes: Sequence[Episode]) -> None:
         """The jerk reference of tasks that the run meets for the first time."""

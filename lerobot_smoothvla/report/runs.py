@@ -17,6 +17,7 @@ from lerobot_smoothvla.evaluation.evaluate import Evaluation
 from lerobot_smoothvla.evaluation.report import EVAL_INFO, VIDEOS, read_evaluation, video_paths
 from lerobot_smoothvla.grpo.trainer import METRICS
 from lerobot_smoothvla.provenance import PROVENANCE
+from lerobot_smoothvla.settings import flattened
 
 _NOT_THE_ARM = {
     *("seed", "output_dir", "job_name", "resume", "checkpoint_path", "wandb", "n_workers", "num_workers"),
@@ -175,18 +176,6 @@ def short_labels(paths: Sequence[str]) -> list[str]:
         numbered = (f"{label} ({number})" for number in count(2))
         labels.append(label if label not in labels else next(name for name in numbered if name not in labels))
     return labels
-
-
-def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names, as flags have them."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= (
-            flattened(value, f"{prefix}{name}.")
-            if isinstance(value, dict) and value
-            else {prefix + name: value}
-        )
-    return flat
 
 
 def read_lines(file: Path) -> tuple[dict[str, Any], ...]:

@@ -255,6 +255,7 @@ class RolloutEngine[W: Worker]:
         self._wait = wait or (lambda busy, timeout_s: list(busy))
         self._replace = replace
         self._timeout_s = timeout_s
+        self._busy: dict[W, tuple[int, float]] = {}
         self.n_failures = 0
 
     def run(
@@ -290,6 +291,7 @@ class RolloutEngine[W: Worker]:
         queue = list(enumerate(requests))[::-1]
         attempts = [0] * len(requests)
         busy: dict[W, tuple[int, float]] = {}
+        self._busy = busy
         while queue or busy:
             for worker in self._workers:
                 if worker not in busy and queue:
@@ -341,7 +343,9 @@ class RolloutEngine[W: Worker]:
             worker.load_weights(policy)
 
     def close(self) -> None:
-        """Release all workers."""
+        """Release all workers; those that still roll out, as the run was interrupted, at once."""
+        for worker in self._busy:
+            worker.kill()
         for worker in self._workers:
             worker.close()
 

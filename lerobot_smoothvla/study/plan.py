@@ -88,7 +88,7 @@ class Size:
     suites: tuple[str, ...] = ("libero_object", "libero_spatial")
     trained: tuple[int, ...] = (0, 1, 2, 3)
     unseen: tuple[int, ...] = (5, 6, 7, 8)
-    demonstrations: int = 24
+    demonstrations: int = 16
     sft_steps: int = 2400
     iterations: int = 5
     n_groups: int = 8

@@ -1,4 +1,4 @@
-"""A whole run that `test_trainer` and `test_lora_run` look at, each with its own settings."""
+"""A whole run that `test_trainer`, `test_lora_run` and `test_faults` look at, each with its own settings."""
 
 from pathlib import Path
 

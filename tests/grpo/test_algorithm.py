@@ -1,5 +1,7 @@
 """GRPO's update on the real policy; episodes are sampled from it on random images, without a simulator."""
 
+import json
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -12,11 +14,12 @@ import torch
 from builders import TINY_SMOOTHVLA
 from lerobot.rl.algorithms.base import RLAlgorithm
 from lerobot.rl.algorithms.configs import TrainingStats
+from safetensors import safe_open
 from torch import Tensor
 
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.episode import Group
-from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm, Replay
+from lerobot_smoothvla.grpo.algorithm import DROPPED_IN_A_ROW, GRPOAlgorithm, Replay
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.grpo.objective import AdvantageMode, chunk_advantages
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
@@ -277,3 +280,58 @@ def test_what_an_update_takes_does_not_grow_with_the_rollouts():
     """Four times as many of them: what they hold themselves is all that grows."""
     few = peak_bytes(4)
     assert peak_bytes(16) < 1.05 * few < peak_bytes(4, microbatch_size=8)
+
+
+# --- what cannot be learned from
+
+
+def broken(group: Group, n_chunks: int) -> Group:
+    """The group with observations of its first chunks that are not finite."""
+    episode = group.episodes[0].episode
+    state = episode.observations["observation.state"].clone()
+    state[:n_chunks] = torch.nan
+    spoilt = replace(episode, observations=episode.observations | {"observation.state": state})
+    return Group((replace(group.episodes[0], episode=spoilt), *group.episodes[1:]))
+
+
+def test_a_minibatch_without_a_finite_gradient_is_dropped_and_the_others_are_learned_from(tmp_path):
+    grpo = algorithm(minibatch_size=2, epochs=1)
+    group = broken(sampled_group(grpo), 1)
+    before = weights(grpo)
+    stats = update(grpo, group)
+    n_chunks = stats.extra["n_chunks"]
+    assert (stats.extra["minibatches_dropped"], stats.extra["n_minibatches"]) == (1, n_chunks / 2 - 1)
+    after = weights(grpo)
+    assert all(value.isfinite().all() for value in after.values()) and difference(before, after) > 0
+    assert all(math.isfinite(value) for value in (stats.losses["loss"], stats.extra["approx_kl"]))
+
+    replay, baseline = grpo.dropped
+    replay.save(tmp_path / "dropped" / "1.safetensors", baseline)
+    with safe_open(tmp_path / "dropped" / "1.safetensors", "pt") as kept:
+        assert kept.get_tensor("observation.state").isnan().any(1).tolist().count(True) == 1
+        torch.testing.assert_close(kept.get_tensor("baseline"), baseline, equal_nan=True)
+        assert json.loads(kept.metadata()["instructions"]) == replay.instructions
+    update(grpo, sampled_group(grpo, seed=2))
+    assert grpo.dropped is None
+
+
+def test_an_update_ends_where_minibatch_after_minibatch_is_dropped():
+    grpo = algorithm(minibatch_size=1, epochs=9)
+    with torch.no_grad():
+        grpo._parameters[0].fill_(torch.nan)
+    stats = update(grpo, sampled_group(algorithm()))
+    assert (stats.extra["minibatches_dropped"], stats.extra["n_minibatches"]) == (DROPPED_IN_A_ROW, 0)
+    assert grpo.dropped_in_a_row == DROPPED_IN_A_ROW and math.isnan(stats.losses["loss"])
+
+
+def test_a_snapshot_brings_weights_and_optimizer_back():
+    grpo, again = algorithm(), algorithm()
+    groups = [sampled_group(grpo, seed=seed) for seed in range(3)]
+    update(grpo, groups[0])
+    restore = grpo.snapshot()
+    update(grpo, groups[1])
+    restore()
+    update(grpo, groups[2])
+    update(again, groups[0])
+    update(again, groups[2])
+    assert difference(weights(grpo), weights(again)) == 0

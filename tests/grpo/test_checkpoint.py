@@ -3,6 +3,8 @@
 import base64
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -58,6 +60,37 @@ def test_a_checkpoint_is_whole_or_not_there(run, monkeypatch):
     second = checkpoint.save(config, algorithm, 2)
     assert checkpoint.last(config.output_dir).parent.resolve() == second.resolve()
     assert not list(second.parent.glob(".*"))
+
+
+def test_a_checkpoint_of_the_same_iteration_replaces_the_one_before(run):
+    config, algorithm = run
+    checkpoint.save(config, algorithm, 1)
+    with torch.no_grad():
+        algorithm._parameters[0].add_(1)
+    saved = checkpoint.save(config, algorithm, 1)
+    again = load_actor(load_actor_config(checkpoint.last(config.output_dir))).policy.state_dict()
+    assert all(again[name].equal(weight) for name, weight in algorithm.get_weights().items())
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["000001", "last"]
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_is_needed(run, small_disk):
+    config, algorithm = run
+    config.output_dir = small_disk / "run"
+    for parameter in algorithm._parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    algorithm.get_optimizers()["policy"].step()
+    first = checkpoint.save(config, algorithm, 1)
+    kept = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    (small_disk / "filler").write_bytes(b"\0" * (shutil.disk_usage(small_disk).free - 65_536))
+    with pytest.raises(OSError, match=r"takes at most [\d.]+ MB, and 0\.1 MB are free. Make space") as error:
+        checkpoint.save(config, algorithm, 2)
+    needed = float(re.search(r"at most ([\d.]+) MB", str(error.value))[1])
+    assert needed * 1e6 == pytest.approx(sum(map(len, kept.values())), rel=0.1)
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == kept
+    assert checkpoint.last(config.output_dir).parent.resolve() == first.resolve()
+    assert sorted(path.name for path in first.parent.iterdir()) == ["000001", "last"]
+    (small_disk / "filler").unlink()
+    checkpoint.save(config, algorithm, 2)
 
 
 def test_a_restored_run_has_the_optimizer_the_random_state_and_the_count(run):

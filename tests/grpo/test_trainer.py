@@ -35,7 +35,7 @@ METRICS = {
 }
 METRICS |= {"jerk_rms_success", "time_to_success", "episode_steps", "action_magnitude", "loss"}
 METRICS |= {"policy_grad_norm", "ratio_deviation", "clip_fraction", "approx_kl", "n_chunks", "n_minibatches"}
-METRICS |= {"rollout_failures", "starts_set_aside", "rollout_s", "update_s"}
+METRICS |= {"minibatches_dropped", "rollout_failures", "starts_set_aside", "rollout_s", "update_s"}
 
 
 def weights_of(output: Path, checkpoint: str) -> dict[str, torch.Tensor]:

@@ -1,0 +1,128 @@
+"""Runs that are asked to end, that fill the disk or the numbers, by the real command on real LIBERO."""
+
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from easy_runs import RUN, Run, finish, log_of, start_run
+
+SETTINGS = tuple(flag for flag in RUN if not flag.startswith("--wandb"))
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture(scope="module")
+def settings() -> tuple[str, ...]:
+    return SETTINGS
+
+
+def wait_for_lines(output: Path, n: int, run: Run) -> None:
+    while not (output / "metrics.jsonl").exists() or len(log_of(output)) < n:
+        assert run.process.is_alive(), run.log.read_text()
+        time.sleep(0.05)
+
+
+def asked_to_end(output: Path, warm_start: Path, number: int) -> Run:
+    """A run that gets a signal in its second iteration, of which the first one was not saved."""
+    never = (*SETTINGS, "--save_freq=0", "--steps=3")
+    run = start_run(output, f"--policy.path={warm_start}", *never)
+    wait_for_lines(output, 1, run)
+    os.kill(run.process.pid, number)
+    run.process.join(30)  # as the promise says
+    return run
+
+
+def without_times(output: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in log_of(output)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_end_saves_what_it_has_done_and_goes_on_as_if_it_had_not(
+    uninterrupted, warm_start, tmp_path, number
+):
+    output = tmp_path / "run"
+    run = asked_to_end(output, warm_start, number)
+    assert run.process.exitcode == 128 + number, run.log.read_text()
+    done = len(log_of(output))
+    assert (output / "checkpoints" / "last").readlink() == Path(f"{done:06d}")
+    assert (
+        f"after {done} of 3 iterations, which are saved; continue with --resume=true" in run.log.read_text()
+    )
+
+    finish(start_run(output, "--resume=true", "--steps=2", "--save_freq=1"))
+    assert without_times(output) == without_times(uninterrupted)
+    for name in ("pretrained_model/model.safetensors", "training_state/optimizer_state.safetensors"):
+        first, second = (run / "checkpoints/last" / name for run in (uninterrupted, output))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_second_ctrl_c_ends_it_at_once_and_leaves_nothing_running(warm_start, tmp_path):
+    before = {path.name for path in SHARED_MEMORY.iterdir()}
+    output = tmp_path / "run"
+    run = start_run(output, f"--policy.path={warm_start}", *SETTINGS, "--n_workers=1", "--steps=9")
+    wait_for_lines(output, 1, run)
+    workers = psutil.Process(run.process.pid).children(recursive=True)
+    assert workers
+    os.kill(run.process.pid, signal.SIGINT)
+    time.sleep(0.01)
+    os.kill(run.process.pid, signal.SIGINT)
+    run.process.join(3)
+    assert run.process.exitcode == 130, run.log.read_text()
+    psutil.wait_procs(workers, timeout=10)
+    assert not [worker for worker in workers if worker.is_running()]
+    assert {path.name for path in SHARED_MEMORY.iterdir()} <= before
+
+
+def test_a_resumed_run_keeps_its_settings_but_where_and_how_long(uninterrupted, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(uninterrupted, output, symlinks=True)
+    log = output.with_suffix(".0.log")
+    run = start_run(output, "--resume=true", "--steps=3", "--algorithm.lr=0.5", "--policy.n_action_steps=2")
+    run.process.join(300)
+    assert run.process.exitcode == 2
+    said = log.read_text()
+    assert "--algorithm.lr=0.0001 there, 0.5 here" in said and "--policy.n_action_steps=" in said
+    assert "--steps" not in said.partition("error:")[2] and "and a new --output_dir" in said
+    finish(start_run(output, "--resume=true", "--steps=3", "--n_workers=1"))
+    assert (
+        "Resumed with other settings: --n_workers=0 there, 1 here; --steps=2 there, 3 here" in log.read_text()
+    )
+
+
+def test_a_run_whose_gradients_explode_ends_with_a_diagnosis(warm_start, tmp_path):
+    output = tmp_path / "run"
+    steep = ("--algorithm.lr=1e30", "--algorithm.epochs=5", "--algorithm.minibatch_size=1", "--save_freq=0")
+    run = start_run(output, f"--policy.path={warm_start}", *SETTINGS, *steep)
+    run.process.join(300)
+    said = run.log.read_text()
+    assert run.process.exitcode == 2, said
+    assert "5 minibatches in a row had no finite gradient in iteration 1" in said
+    assert re.search(r"The weights are (finite|not finite): ", said)
+    assert (output / "dropped" / "000001_0.safetensors").is_file()
+    # What was saved is the warm start: of the first iteration nothing is left.
+    first = output / "checkpoints/last/pretrained_model/model.safetensors"
+    assert (
+        first.read_bytes() == (output / "checkpoints/000000/pretrained_model/model.safetensors").read_bytes()
+    )
+
+
+def test_a_full_disk_ends_a_run_cleanly_and_it_goes_on_with_more_space(warm_start, small_disk):
+    output = small_disk / "run"
+    run = start_run(output, f"--policy.path={warm_start}", *SETTINGS)
+    while not (output / "checkpoints" / "000000").exists():
+        assert run.process.is_alive(), run.log.read_text()
+        time.sleep(0.05)
+    (small_disk / "filler").write_bytes(b"\0" * (shutil.disk_usage(small_disk).free - 65_536))
+    run.process.join(300)
+    said = run.log.read_text()
+    assert run.process.exitcode == 2, said
+    assert re.search(r"The checkpoint \S+000001 could not be written .* Make space and continue", said)
+    assert "Traceback" not in said
+    assert (output / "checkpoints" / "last").readlink() == Path("000000")
+    (small_disk / "filler").unlink()
+    finish(start_run(output, "--resume=true"))
+    assert [line["iteration"] for line in log_of(output)] == [1, 2]
