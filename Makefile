@@ -4,7 +4,7 @@
 WORKERS ?= 2
 ONE_THREAD = OMP_NUM_THREADS=1 LP_NUM_THREADS=1
 
-.PHONY: setup lint test demo study results clean
+.PHONY: setup lint test test-long demo study results clean
 
 setup:
 	@bash scripts/setup.sh
@@ -16,6 +16,10 @@ lint: setup
 
 test: lint
 	$(ONE_THREAD) .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Twenty kills and a soak of SOAK_MINUTES (two hours); docs/reliability.md has their last results.
+test-long: setup
+	$(ONE_THREAD) .venv/bin/python -m pytest -m long --timeout=0 -s
 
 demo: setup
 	.venv/bin/smoothvla demo --output_dir=outputs/demo

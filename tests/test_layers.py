@@ -35,6 +35,7 @@ LAYERS = {
     "peft_loading": 2,
     "provenance": 2,
     "settings": 2,
+    "interruption": 2,
     "rollout.configuration": 2,
     # rollouts
     "rollout": 3,

@@ -15,7 +15,6 @@ from lerobot_smoothvla.envs.tasks import require_init_states, require_usable, se
 from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
-from lerobot_smoothvla.grpo.interruption import interruptible
 from lerobot_smoothvla.grpo.ranks import launched
 from lerobot_smoothvla.grpo.trainer import GRPOTrainer
 from lerobot_smoothvla.provenance import record
@@ -23,7 +22,6 @@ from lerobot_smoothvla.rollout.local import make_engine
 from lerobot_smoothvla.selectors import flag_value
 
 
-@interruptible()
 def run(config: GRPOPipelineConfig) -> None:
     """Train from `--policy.path` or, with `--resume=true`, from the run's last checkpoint."""
     init_logging()

@@ -3,10 +3,10 @@
 import contextlib
 import importlib
 import os
-import signal
 import sys
 
 from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
+from lerobot_smoothvla.interruption import Interrupted, interruptible
 from lerobot_smoothvla.selectors import env_type, expand, wants_help
 
 COMMANDS = {
@@ -46,24 +46,29 @@ def main() -> int:
         print(f"smoothvla: error: there is no command `{command}`.\n\n{usage()}", file=sys.stderr)
         return 2
     try:
-        sys.argv = [f"smoothvla {command}", *expand(f"smoothvla {command}", rest)]
-        if env_type(sys.argv[1:]) not in (None, "libero", "libero_plus"):
-            pass  # The command itself prepares any other environment, once its config is known.
-        elif wants_help(rest):  # LIBERO asks its question on import, so its config is needed even now.
-            with contextlib.suppress(OSError, ImportError):
-                prepare_libero(allow_download=False)
-        elif command not in _NEEDS_NO_SIMULATOR:
-            prepare_libero()
-            require_gl()
-        return importlib.import_module(f"lerobot_smoothvla.cli.{command}").main() or 0
+        with interruptible():
+            return _run(command, rest)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("SMOOTHVLA_DEBUG") == "1":
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"smoothvla {command}: error: {reason} (SMOOTHVLA_DEBUG=1 shows where.)", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as interruption:
-        return 128 + getattr(interruption, "number", signal.SIGINT)
+    except Interrupted as interruption:
+        return 128 + interruption.number
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    sys.argv = [f"smoothvla {command}", *expand(f"smoothvla {command}", arguments)]
+    if env_type(sys.argv[1:]) not in (None, "libero", "libero_plus"):
+        pass  # The command itself prepares any other environment, once its config is known.
+    elif wants_help(arguments):  # LIBERO asks its question on import, so its config is needed even now.
+        with contextlib.suppress(OSError, ImportError):
+            prepare_libero(allow_download=False)
+    elif command not in _NEEDS_NO_SIMULATOR:
+        prepare_libero()
+        require_gl()
+    return importlib.import_module(f"lerobot_smoothvla.cli.{command}").main() or 0
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.peft_loading import adapter_of
 from lerobot_smoothvla.settings import differences, flattened, settings_of
 
+_OF_A_RESUMPTION = ("resume", "output_dir", "checkpoint_path", "policy.pretrained_path")
+"""Settings in which a resumed run differs from its beginning."""
 _MAY_CHANGE = (
-    *("steps", "save_freq", "log_freq", "resume", "output_dir", "job_name", "checkpoint_path"),
-    *("n_workers", "num_workers", "rollout.", "wandb.", "save_checkpoint_to_hub"),
-    *("policy.pretrained_path", "policy.device", "policy.repo_id", "policy.push_to_hub", "policy.private"),
+    *("steps", "save_freq", "log_freq", "job_name", "n_workers", "num_workers", "rollout.", "wandb."),
+    *("save_checkpoint_to_hub", "policy.device", "policy.repo_id", "policy.push_to_hub", "policy.private"),
     *("policy.tags", "policy.license", "algorithm.microbatch_size"),
 )
 """Beginnings of the names of settings that a resumed run may change: where and how long, not what."""
@@ -144,6 +145,7 @@ def require_same_settings(config: GRPOPipelineConfig, checkpoint: Path) -> None:
     """
     before = flattened(json.loads((checkpoint / TRAIN_CONFIG_NAME).read_text(encoding="utf-8")))
     different = differences(before, settings_of(config))
+    different = {name: text for name, text in different.items() if name not in _OF_A_RESUMPTION}
     changed = [text for name, text in different.items() if not name.startswith(_MAY_CHANGE)]
     if changed:
         raise ValueError(

@@ -26,7 +26,7 @@ from lerobot_smoothvla.evaluation.evaluate import action_magnitude
 from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import DROPPED_IN_A_ROW, GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOConfig, GRPOPipelineConfig
-from lerobot_smoothvla.grpo.interruption import Interrupted
+from lerobot_smoothvla.interruption import Interrupted
 from lerobot_smoothvla.jerk_reward import JerkRewardProcessorStep, reference_medians, score, task_key
 from lerobot_smoothvla.rollout.engine import RolloutEngine, RolloutError, RolloutRequest
 

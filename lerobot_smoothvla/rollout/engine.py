@@ -29,6 +29,7 @@ from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters import PolicyAdapter, adapt
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.flow.sampling import ChunkSample
+from lerobot_smoothvla.interruption import raise_if_asked
 
 ATTEMPTS = 3
 """How often a rollout is tried."""
@@ -139,6 +140,7 @@ def run_episode(
     positions, observations, samples, executed, actions = [env.position[None]], [], [], [], []
     done = success = False
     while not done:
+        raise_if_asked()
         batch = _batch(seen)
         with torch.no_grad():
             context = adapter.encode(actor.model_input(batch, [env.task_description]))

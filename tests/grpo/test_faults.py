@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -63,17 +65,24 @@ def test_a_run_that_is_asked_to_end_saves_what_it_has_done_and_goes_on_as_if_it_
 def test_a_second_ctrl_c_ends_it_at_once_and_leaves_nothing_running(warm_start, tmp_path):
     before = {path.name for path in SHARED_MEMORY.iterdir()}
     output = tmp_path / "run"
-    run = start_run(output, f"--policy.path={warm_start}", *SETTINGS, "--n_workers=1", "--steps=9")
-    wait_for_lines(output, 1, run)
-    workers = psutil.Process(run.process.pid).children(recursive=True)
-    assert workers
-    os.kill(run.process.pid, signal.SIGINT)
-    time.sleep(0.01)
-    os.kill(run.process.pid, signal.SIGINT)
-    run.process.join(3)
-    assert run.process.exitcode == 130, run.log.read_text()
-    psutil.wait_procs(workers, timeout=10)
-    assert not [worker for worker in workers if worker.is_running()]
+    command = [sys.executable, "-m", "lerobot_smoothvla.cli.main", "grpo", f"--policy.path={warm_start}"]
+    # A shell lets what it starts in the background ignore Ctrl-C, and its children inherit that.
+    with subprocess.Popen(
+        [*command, f"--output_dir={output}", *SETTINGS, "--n_workers=1", "--env.episode_length=200"],
+        stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as run:
+        while not (output / "checkpoints" / "last").exists():
+            assert run.poll() is None
+            time.sleep(0.05)
+        started = psutil.Process(run.pid).children(recursive=True)
+        assert started
+        os.kill(run.pid, signal.SIGINT)
+        time.sleep(0.02)  # Two at once may be one.
+        os.kill(run.pid, signal.SIGINT)
+        assert run.wait(3) == 130
+    _, left = psutil.wait_procs(started, timeout=10)
+    assert not left
     assert {path.name for path in SHARED_MEMORY.iterdir()} <= before
 
 
@@ -87,9 +96,9 @@ def test_a_resumed_run_keeps_its_settings_but_where_and_how_long(uninterrupted, 
     said = log.read_text()
     assert "--algorithm.lr=0.0001 there, 0.5 here" in said and "--policy.n_action_steps=" in said
     assert "--steps" not in said.partition("error:")[2] and "and a new --output_dir" in said
-    finish(start_run(output, "--resume=true", "--steps=3", "--n_workers=1"))
+    finish(start_run(output, "--resume=true", "--steps=3", "--save_freq=3"))
     assert (
-        "Resumed with other settings: --n_workers=0 there, 1 here; --steps=2 there, 3 here" in log.read_text()
+        "Resumed with other settings: --save_freq=1 there, 3 here; --steps=2 there, 3 here" in log.read_text()
     )
 
 

@@ -1,4 +1,4 @@
-"""How a run ends that is asked to: by Ctrl-C, or by a scheduler's SIGTERM."""
+"""How a command ends that is asked to: by Ctrl-C, or by a scheduler's SIGTERM."""
 
 import multiprocessing
 import os
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_asked_by: int | None = None
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,6 +29,8 @@ def interruptible() -> Iterator[None]:
     """Let a first SIGINT or SIGTERM raise `Interrupted`; a second one ends the process and its children."""
 
     def first(number: int, _: Any) -> NoReturn:
+        global _asked_by
+        _asked_by = number
         for each in _SIGNALS:
             signal.signal(each, second)
         raise Interrupted(number)
@@ -37,9 +40,17 @@ def interruptible() -> Iterator[None]:
             child.kill()
         os._exit(128 + number)
 
+    global _asked_by
     before = {number: signal.signal(number, first) for number in _SIGNALS}
     try:
         yield
     finally:
+        _asked_by = None
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def raise_if_asked() -> None:
+    """Raise `Interrupted` again after code that may have swallowed it, as a reset of LIBERO's does."""
+    if _asked_by is not None:
+        raise Interrupted(_asked_by)
