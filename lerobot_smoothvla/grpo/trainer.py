@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -69,8 +69,17 @@ class GRPOTrainer:
         engine: RolloutEngine,
         tasks: Sequence[Task],
         iteration: int = 0,
+        after_save: Callable[[Path], None] = lambda checkpoint: None,
     ) -> None:
-        """Prepare a run at `iteration`; lines of a later one that was not checkpointed leave the log.
+        """Prepare a run.
+
+        Args:
+            config: Of the run.
+            algorithm: That learns.
+            engine: That rolls out.
+            tasks: To learn.
+            iteration: Iterations done; lines of a later one that was not checkpointed leave the log.
+            after_save: Told of every checkpoint, in the first process.
 
         Raises:
             OSError: If the output directory cannot be written to.
@@ -81,6 +90,7 @@ class GRPOTrainer:
         self.tasks = tasks
         self.iteration = iteration
         self.ranks = algorithm.ranks
+        self._after_save = after_save
         assert config.output_dir is not None
         self._log = config.output_dir / METRICS
         try:
@@ -172,7 +182,10 @@ class GRPOTrainer:
     def _save(self) -> Path:
         """A checkpoint, by the first rank while the others wait; returns its directory."""
         saved = checkpoint.save(self.config, self.algorithm, self.iteration) if self.ranks.first else None
-        return next(path for path in self.ranks.gather(saved) if path is not None)
+        path = next(path for path in self.ranks.gather(saved) if path is not None)
+        if self.ranks.first:
+            self._after_save(path)
+        return path
 
     def _bar(self, **settings: Any) -> tqdm:
         return tqdm(**settings, disable=None if self.ranks.first else True)
@@ -249,9 +262,10 @@ def _mean(scored: Sequence[ScoredEpisode], term: str) -> float:
 
 
 def _keep_lines(log: Path, iterations: int) -> None:
-    """Cut the log to its first `iterations` lines."""
-    if log.exists():
-        lines = log.read_text().splitlines(keepends=True)[:iterations]
+    """Cut the log to this number of iterations; one that goes on from the Hub begins with a later one."""
+    if log.exists() and (lines := log.read_text().splitlines(keepends=True)):
+        first = json.loads(lines[0])["iteration"]
+        lines = lines[: max(0, iterations + 1 - first)]
         partial = log.with_suffix(".partial")
         partial.write_text("".join(lines))
         partial.replace(log)
