@@ -49,11 +49,13 @@ class Measured:
     Attributes:
         result: Its own.
         baseline: Of the policy that it was compared with on the same starts.
+        baseline_name: Which one that was.
         condition: What was not as in training, e.g. "camera shifted by 0.05 m"; empty for nothing.
     """
 
     result: Evaluation
     baseline: Evaluation | None = None
+    baseline_name: str = "another checkpoint"
     condition: str = ""
 
 
@@ -181,12 +183,18 @@ def _starts(measured: Measured) -> str:
     starts = [measurement.start for measurement in measured.result.measurements]
     suites = ", ".join(sorted({start.suite for start in starts}))
     tasks = len({(start.suite, start.task_id) for start in starts})
-    named = f"{suites}: {tasks} task{'s' * (tasks > 1)}, {len(starts)} starts"
+    named = f"{suites}: {_count(tasks, 'task')}, {_count(len(starts), 'start')}"
     return f"{named}, {measured.condition}" if measured.condition else named
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _summary(facts: CardFacts) -> str:
     began = f"[{facts.base.repo_id}](https://huggingface.co/{facts.base.repo_id})" if facts.base else ""
+    if revision := facts.settings.get("policy.pretrained_revision"):
+        began += f" at `{revision}`"
     data = f"`{facts.dataset_name}`" if facts.dataset_name else "not recorded"
     if facts.dataset:
         data = f"[{facts.dataset.repo_id}](https://huggingface.co/datasets/{facts.dataset.repo_id})"
@@ -229,7 +237,8 @@ def _results(facts: CardFacts) -> str:
     for measured in facts.evaluations:
         parts.append(f"### {_starts(measured)}")
         if measured.baseline is not None:
-            parts.append("This policy and its baseline from the same starts, the difference paired by start:")
+            name = measured.baseline_name
+            parts.append(f"The baseline is {name}, from the same starts; the difference is paired by start:")
             parts.append(markdown(comparison_rows(measured.baseline, measured.result)).rstrip())
         parts += [markdown(rows(measured.result)).rstrip() for rows in (task_rows, overall_rows)]
     parts.append(
@@ -270,7 +279,7 @@ def _training(facts: CardFacts) -> str:
         "algorithm.group_size": "rollouts of each",
         "algorithm.lr": "learning rate",
         "algorithm.reward.signal": "smoothness signal",
-        "algorithm.reward.weight": "its weight λ",
+        "algorithm.reward.weight": "weight λ of smoothness",
         "seed": "seed",
     }
     rows = [["setting", "value"], ["iterations", str(facts.iterations)]]

@@ -67,8 +67,9 @@ def card_facts(
         ValueError: If one of them cannot be read, or an evaluation is of another checkpoint.
     """
     run, checkpoint = find_checkpoint(source)
-    training = next(found for found in read_runs([run])[0] if found.path == run)
-    measured = [_measured(one, checkpoint) for one in (read_runs(evaluations)[1] if evaluations else [])]
+    training = next(one for one in read_runs([run])[0] if one.path == run)
+    found = read_runs(evaluations)[1] if evaluations else []
+    measured = [_measured(one, checkpoint, training.config["policy.pretrained_path"]) for one in found]
     start = training.provenance[0] if training.provenance else {}
     ancestor, dataset = _ancestors(training)
     base = _info(api, base_repo_id or ancestor)
@@ -94,7 +95,7 @@ def read_policy(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
 
 
-def _measured(run: EvaluationRun, checkpoint: Path) -> Measured:
+def _measured(run: EvaluationRun, checkpoint: Path, warm_start: str) -> Measured:
     """An evaluation of this checkpoint; that of another one would be a false claim."""
     evaluated = Path(run.checkpoints["policy"])
     newer = (run.path / EVAL_INFO).stat().st_mtime >= (checkpoint / "config.json").stat().st_mtime
@@ -108,7 +109,11 @@ def _measured(run: EvaluationRun, checkpoint: Path) -> Measured:
     conditions = [f"{shift['kind']} shifted by {shift['magnitude']} {shift['unit']}"] if shift else []
     if run.filters["policy"] != "none":
         conditions.append(f"actions through the filter `{run.filters['policy']}`")
-    return Measured(run.results["policy"], run.results.get("compare"), ", ".join(conditions))
+    compared = Path(run.checkpoints.get("compare", "")).resolve()
+    baseline = "the warm start" if compared == Path(warm_start).resolve() else "another checkpoint"
+    if run.filters.get("compare", "none") != "none":
+        baseline += f" with its actions through the filter `{run.filters['compare']}`"
+    return Measured(run.results["policy"], run.results.get("compare"), baseline, ", ".join(conditions))
 
 
 def _ancestors(training: TrainingRun) -> tuple[str | None, str | None]:

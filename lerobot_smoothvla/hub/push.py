@@ -118,8 +118,8 @@ def require_base_on_hub(base: str, repo_id: str) -> None:
     if Path(base).is_dir():
         raise ValueError(
             f"An adapter on the directory '{base}' would load from {repo_id} on this machine alone: take its "
-            "base from the Hub, or leave --policy.repo_id out. Once the run is done, `smoothvla push RUN` pushes "
-            "both as one policy (--merge=true), or the adapter alone if its base is there by then "
+            "base from the Hub, or leave --policy.repo_id out. Once the run is done, `smoothvla push RUN` "
+            "pushes both as one policy (--merge=true), or the adapter alone if its base is there by then "
             "(--base_repo_id=USER/NAME)."
         )
 
