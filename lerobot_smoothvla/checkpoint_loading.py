@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import Any
 
+import httpx
 from draccus.utils import DecodingError, ParsingError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -51,7 +52,7 @@ def load_actor_config(
 
     Args:
         path: A directory with a `config.json`, or a model on the Hub.
-        cli_overrides: As `--n_action_steps=4`.
+        cli_overrides: As `--n_action_steps=4`; `--pretrained_revision=v1` is the Hub's branch, tag or commit.
         env_config: Where it will act; LIBERO's defaults if None.
 
     Returns:
@@ -62,7 +63,8 @@ def load_actor_config(
         ValueError: If its type has no adapter, an override does not fit, or the policy's state, action or
             cameras are not those of the environment.
     """
-    config = read_config(path)
+    revision = parser.parse_arg("pretrained_revision", list(cli_overrides))
+    config = read_config(path, revision)
     adapter = adapter_class(config)
     num_steps = getattr(config, adapter.num_steps_field)
     if cli_overrides:
@@ -74,7 +76,8 @@ def load_actor_config(
                 raise ValueError(
                     f"The options {list(cli_overrides)} do not fit the checkpoint '{path}': {_reason(error)}"
                 ) from error
-    config.pretrained_path = Path(path)
+    # Not that in its config.json, which is of its own warm start.
+    config.pretrained_path, config.pretrained_revision = Path(path), revision
     if getattr(config, adapter.num_steps_field) != num_steps:
         raise ValueError(
             f"`{adapter.num_steps_field}` should stay that of the checkpoint '{path}', {num_steps}, got "
@@ -130,12 +133,12 @@ def load_policy(config: PreTrainedConfig) -> PreTrainedPolicy:
         ImportError: If it is an adapter and `peft` is not installed.
         ValueError: If they are not those of the config.
     """
-    path = str(config.pretrained_path)
+    path, revision = str(config.pretrained_path), config.pretrained_revision
     if not config.use_peft:
-        return _load_weights(config, path, _require_file(path, _WEIGHTS))
+        return _load_weights(config, path, _require_file(path, _WEIGHTS, revision), revision)
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        _require_file(path, file)
-    adapter = read_adapter(path)
+        _require_file(path, file, revision)
+    adapter = read_adapter(path, revision)
     base = adapter.base_model_name_or_path
     try:
         weights = _require_file(base, _WEIGHTS, adapter.revision)
@@ -147,7 +150,7 @@ def load_policy(config: PreTrainedConfig) -> PreTrainedPolicy:
         ) from error
     policy = _load_weights(config, base, weights, adapter.revision)
     try:
-        return load_adapter(policy, path, adapter)
+        return load_adapter(policy, path, adapter, revision)
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"The adapter '{path}' does not fit its base '{base}': {error}") from error
 
@@ -218,21 +221,21 @@ def _require_statistics(config: PreTrainedConfig, steps: Iterable[Any]) -> None:
                 )
 
 
-def read_config(path: str | Path) -> PreTrainedConfig:
-    """The checkpoint's own config.
+def read_config(path: str | Path, revision: str | None = None) -> PreTrainedConfig:
+    """The checkpoint's own config, of a revision of the Hub.
 
     Raises:
         FileNotFoundError: If there is no checkpoint at `path`.
         ValueError: If its config.json cannot be read.
     """
     try:
-        return PreTrainedConfig.from_pretrained(path)
-    except (OSError, HFValidationError) as error:
+        return PreTrainedConfig.from_pretrained(path, revision=revision)
+    except (OSError, httpx.HTTPError, HFValidationError) as error:
         inner = Path(path) / "pretrained_model"
         hint = f"'{inner}'" if inner.is_dir() else "a directory like .../checkpoints/last/pretrained_model"
         raise FileNotFoundError(
             f"There is no checkpoint '{path}': it is no directory with a config.json, and the Hub has no "
-            f"such model or is out of reach ({error}). Try {hint}."
+            f"such model or revision or is out of reach ({error}). Try {hint}."
         ) from error
     except ParsingError as error:
         raise ValueError(f"The config.json of '{path}' cannot be read: {_reason(error)}") from error

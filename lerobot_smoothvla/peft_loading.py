@@ -51,20 +51,22 @@ def add_adapter(policy: PreTrainedPolicy, settings: PeftConfig, seed: int) -> An
         ) from error
     adapter = adapter_of(wrapped)
     adapter.base_model_name_or_path = _absolute(adapter.base_model_name_or_path)
+    adapter.revision = policy.config.pretrained_revision
     return wrapped
 
 
-def read_adapter(path: str) -> Any:
+def read_adapter(path: str, revision: str | None = None) -> Any:
     """The `peft.PeftConfig` of a checkpoint, with its base as it is found from any directory.
 
     Args:
         path: A directory with an adapter, or a model on the Hub.
+        revision: Of the adapter on the Hub; its base has one of its own.
 
     Raises:
         ImportError: If `peft` is not installed.
         ValueError: If the adapter names no base.
     """
-    adapter = _require_peft().PeftConfig.from_pretrained(path)
+    adapter = _require_peft().PeftConfig.from_pretrained(path, revision=revision)
     if not adapter.base_model_name_or_path:
         raise ValueError(
             f"The adapter '{path}' does not name its base: `base_model_name_or_path` in its {ADAPTER_CONFIG} "
@@ -74,13 +76,14 @@ def read_adapter(path: str) -> Any:
     return adapter
 
 
-def load_adapter(policy: PreTrainedPolicy, path: str, adapter: Any) -> Any:
+def load_adapter(policy: PreTrainedPolicy, path: str, adapter: Any, revision: str | None = None) -> Any:
     """The adapter of a checkpoint on its base, trainable as LeRobot loads it.
 
     Args:
         policy: The base.
         path: The checkpoint.
         adapter: Of `read_adapter`.
+        revision: Of the adapter on the Hub.
 
     Returns:
         A `PeftModel`.
@@ -88,7 +91,8 @@ def load_adapter(policy: PreTrainedPolicy, path: str, adapter: Any) -> Any:
     Raises:
         RuntimeError: If the adapter's weights do not fit the base.
     """
-    return _require_peft().PeftModel.from_pretrained(policy, path, config=adapter, is_trainable=True)
+    peft_model = _require_peft().PeftModel
+    return peft_model.from_pretrained(policy, path, config=adapter, revision=revision, is_trainable=True)
 
 
 def adapter_of(policy: Any) -> Any:

@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
+from lerobot_smoothvla.evaluation.report import markdown
 from lerobot_smoothvla.study.results import (
     Results,
     cell_rows,
     comparison_rows,
-    markdown,
     read_episodes,
     summarise,
     write_tables,

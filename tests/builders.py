@@ -155,6 +155,31 @@ def tiny_smoothvla(directory: Path) -> PreTrainedPolicy:
     return save_checkpoint(directory, SmoothVLAConfig(**TINY_SMOOTHVLA))
 
 
+def tiny_smoothvla_in(env_type: str, directory: Path) -> Path:
+    """The checkpoint of one that fits PushT or ALOHA, whose actions are near the middle of the arena."""
+    import lerobot_policy_smoothvla  # noqa: F401
+    from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+
+    cases = {
+        "pusht": (2, "observation.image", 256.0, 100.0),
+        "aloha": (14, "observation.images.top", 0.0, 0.3),
+    }
+    dim, camera, middle, spread = cases[env_type]
+    settings = {
+        **TINY_SMOOTHVLA,
+        "max_state_dim": dim,
+        "max_action_dim": dim,
+        "input_features": {camera: IMAGE, "observation.state": PolicyFeature(FeatureType.STATE, (dim,))},
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (dim,))},
+    }
+    stats = {
+        key: {"mean": torch.full((dim,), middle), "std": torch.full((dim,), spread)}
+        for key in ("observation.state", "action")
+    }
+    save_checkpoint(directory, SmoothVLAConfig(**settings), stats)
+    return directory
+
+
 def tiny_smolvla(directory: Path) -> PreTrainedPolicy:
     """On a random SmolVLM beside it; all of it trainable, with padded actions."""
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig

@@ -47,6 +47,7 @@ LAYERS = {
     "demo": 4,
     "export": 4,
     "doctor": 4,
+    "hub": 4,
     "report": 4,
     "stages": 4,
     "study": 4,

@@ -16,12 +16,13 @@ COMMANDS = {
     "eval": "measure success and smoothness on given starts, or compare two checkpoints",
     "report": "show runs, evaluations and comparisons as one HTML page",
     "score": "measure the smoothness of a dataset's episodes, and find the worst moments",
+    "push": "push a run's checkpoint to the Hub, with a model card made from the run and its evaluations",
     "export": "make a plain LeRobot checkpoint of a fine-tuned one: adapters merged, smoothvla as smolvla",
     "demo": "run the whole path: demonstrations, supervised training, GRPO, comparison",
     "study": "compare success alone with the jerk reward over several seeds, tasks and conditions",
 }
 # The doctor says itself what is missing.
-_NEEDS_NO_SIMULATOR = ("doctor", "export", "report", "score")
+_NEEDS_NO_SIMULATOR = ("doctor", "export", "push", "report", "score")
 
 
 def usage() -> str:
@@ -34,8 +35,9 @@ def main() -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, 1 where the doctor finds a failure, 2 after an error that the message explains, 128
-        and the signal's number when interrupted (Ctrl-C: 130).
+        The exit code: 0, 1 where the doctor finds a failure, 2 after an error that the message explains, 3 if
+        that is of the push alone and the training is done, 128 and the signal's number when interrupted
+        (Ctrl-C: 130).
     """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -53,7 +55,7 @@ def main() -> int:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"smoothvla {command}: error: {reason} (SMOOTHVLA_DEBUG=1 shows where.)", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except Interrupted as interruption:
         return 128 + interruption.number
 

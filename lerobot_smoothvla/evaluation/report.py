@@ -174,11 +174,16 @@ def video_paths(starts: Sequence[Start], n_videos: int, directory: Path) -> dict
 
 def evaluation_table(evaluation: Evaluation) -> str:
     """Means per task, and overall with intervals; at most 100 columns wide."""
+    return f"{_aligned(task_rows(evaluation))}\n\n{_aligned(overall_rows(evaluation))}"
+
+
+def overall_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Headers, and a row for each term: its mean and interval over all episodes, and over successes."""
     overall, unit = evaluation.summary(), evaluation.unit
-    terms = [["overall, mean [95 %]", "all episodes", f"{overall.n_successes} successes"]]
+    rows = [["overall, mean [95 %]", "all episodes", f"{overall.n_successes} successes"]]
     for term, label in LABELS.items():
-        terms.append([label.format(unit=unit), spelt(overall.terms[term]), _among_successes(overall, term)])
-    return f"{_aligned(task_rows(evaluation))}\n\n{_aligned(terms)}"
+        rows.append([label.format(unit=unit), spelt(overall.terms[term]), _among_successes(overall, term)])
+    return rows
 
 
 def task_rows(evaluation: Evaluation) -> list[list[str]]:
@@ -256,6 +261,12 @@ def spelt(interval: Interval | None, signed: bool = False) -> str:
         return "-"
     low, high = number(interval.low, signed), number(interval.high, signed)
     return f"{number(interval.estimate, signed)} [{low}, {high}]"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its header."""
+    header, *others = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([header, "|---" * len(rows[0]) + "|", *others]) + "\n"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

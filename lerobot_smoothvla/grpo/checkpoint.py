@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
+from huggingface_hub.errors import HFValidationError
 from lerobot.common.train_utils import (
     get_step_checkpoint_dir,
     load_training_state,
+    resolve_resume_checkpoint,
     save_checkpoint,
 )
 from lerobot.configs import PreTrainedConfig
-from lerobot.configs.default import DatasetConfig
 from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 from safetensors import SafetensorError
 
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
-from lerobot_smoothvla.peft_loading import adapter_of
 from lerobot_smoothvla.settings import differences, flattened, settings_of
 
 _OF_A_RESUMPTION = ("resume", "output_dir", "checkpoint_path", "policy.pretrained_path")
@@ -68,8 +68,11 @@ def save(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm, iteration: int) -
             preprocessor=actor.preprocessor,
             postprocessor=actor.postprocessor,
         )
-        # LeRobot leaves it out of an adapter's checkpoint in a run without --peft flags.
-        actor.policy.config.save_pretrained(partial / PRETRAINED_MODEL_DIR)
+        # LeRobot leaves it out of an adapter's checkpoint in a run without --peft flags. The revision is the
+        # warm start's: whoever loads this one from the Hub would ask for it there.
+        own = copy.copy(actor.policy.config)
+        own.pretrained_revision = None
+        own.save_pretrained(partial / PRETRAINED_MODEL_DIR)
         for path in [*partial.rglob("*"), partial]:
             _flush(path)
         if final.exists():
@@ -156,6 +159,37 @@ def require_same_settings(config: GRPOPipelineConfig, checkpoint: Path) -> None:
         logging.info("Resumed with other settings: %s", "; ".join(different.values()))
 
 
+def fetch(repo_id: str, output_dir: Path | None) -> Path:
+    """Bring the last checkpoint that a run has pushed into a fresh output directory.
+
+    Args:
+        repo_id: Where the run pushed its checkpoints to (`--save_checkpoint_to_hub=true`).
+        output_dir: Where it goes on.
+
+    Returns:
+        The checkpoint's `pretrained_model`.
+
+    Raises:
+        FileExistsError: If there is a checkpoint in `output_dir` already.
+        OSError: If the Hub has no checkpoint, or is out of reach.
+        ValueError: If no output directory is named.
+    """
+    if output_dir is None:
+        raise ValueError(f"Where should the run of {repo_id} go on? Pass a fresh directory as --output_dir.")
+    if (output_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK).exists():
+        raise FileExistsError(
+            f"The run in {output_dir} has a checkpoint already; leave --config_path out to go on with it, or "
+            "pass a fresh --output_dir."
+        )
+    try:
+        return resolve_resume_checkpoint(repo_id, output_dir) / PRETRAINED_MODEL_DIR
+    except (OSError, httpx.HTTPError, HFValidationError) as error:
+        raise OSError(
+            f"There is no run to resume at --config_path={repo_id}: it is no file or directory, and the Hub "
+            f"has no checkpoint there or is out of reach ({error})."
+        ) from error
+
+
 def restore(checkpoint: Path, algorithm: GRPOAlgorithm) -> int:
     """Load optimizer and random state of a checkpoint; its weights are loaded with the policy.
 
@@ -192,39 +226,3 @@ def decide_push(policy: PreTrainedConfig, overrides: Sequence[str]) -> None:
         policy.repo_id = None
     elif "push_to_hub" not in given:
         policy.push_to_hub = True
-
-
-def push_to_hub(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm) -> None:
-    """Push policy, processors and card to `--policy.repo_id`, unless there is none or `push_to_hub` is off.
-
-    Args:
-        config: Of the run.
-        algorithm: Whose policy and processors are pushed.
-
-    Raises:
-        OSError: If the Hub is out of reach or refuses.
-    """
-    actor = algorithm.actor
-    repo_id = actor.policy.config.repo_id
-    if not (repo_id and actor.policy.config.push_to_hub):
-        return
-    card = copy.copy(config)
-    # LeRobot's model card names the dataset: here, the one that the warm start was trained on.
-    card.dataset = DatasetConfig(repo_id=_warm_start_dataset(config))
-    try:
-        adapted = actor.policy if adapter_of(actor.policy) is not None else None
-        actor.policy.push_model_to_hub(card, peft_model=adapted)
-        actor.preprocessor.push_to_hub(repo_id)
-        actor.postprocessor.push_to_hub(repo_id)
-    except (OSError, httpx.HTTPError) as error:
-        raise OSError(
-            f"The policy could not be pushed to {repo_id} ({error}). It is in {last(config.output_dir)}; "
-            f"`hf upload {repo_id} {last(config.output_dir)}` pushes it later."
-        ) from error
-
-
-def _warm_start_dataset(config: GRPOPipelineConfig) -> str:
-    """Dataset of the warm start, as its training config says, else the environment's name."""
-    train_config = Path(config.policy.pretrained_path) / TRAIN_CONFIG_NAME
-    known = json.loads(train_config.read_text()).get("dataset") if train_config.is_file() else None
-    return known["repo_id"] if known else config.env.task

@@ -208,8 +208,9 @@ class GRPOPipelineConfig(TrainPipelineConfig):
     """LeRobot's training pipeline with rollouts in the place of a dataset.
 
     Flags mean what they mean to `lerobot-train`: `--policy.path`, `--env.type`, `--output_dir`, `--resume`,
-    `--seed`, `--wandb.*`, `--policy.repo_id`. `steps` counts GRPO iterations, and `save_freq` and `log_freq`
-    count in them too; `batch_size` and the optimizer's flags are not used (see `--algorithm.*`).
+    `--seed`, `--wandb.*`, `--policy.repo_id`, `--save_checkpoint_to_hub`. `steps` counts GRPO iterations, and
+    `save_freq` and `log_freq` count in them too; `batch_size` and the optimizer's flags are not used (see
+    `--algorithm.*`).
 
     Attributes:
         algorithm: GRPO's settings.
@@ -254,11 +255,15 @@ class GRPOPipelineConfig(TrainPipelineConfig):
         """Fill in names, and reject a run without a warm start or over another one.
 
         Raises:
-            ValueError: If there is no policy.
+            ValueError: If there is no policy, or checkpoints shall be pushed nowhere.
             FileExistsError: If the output directory exists and the run is not a resumption.
         """
         if self.policy is None:
             raise ValueError("GRPO needs a warm start: pass --policy.path=CHECKPOINT.")
+        if self.save_checkpoint_to_hub and not (self.policy.repo_id and self.policy.push_to_hub):
+            raise ValueError(
+                "`save_checkpoint_to_hub` needs a repository on the Hub; pass --policy.repo_id=USER/NAME."
+            )
         if self.job_name is None:
             self.job_name = f"{self.env.type}_{self.policy.type}_grpo"
         if self.output_dir is None:

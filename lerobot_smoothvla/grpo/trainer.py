@@ -80,8 +80,17 @@ class GRPOTrainer:
         engine: RolloutEngine,
         tasks: Sequence[Task],
         iteration: int = 0,
+        after_save: Callable[[Path], None] = lambda checkpoint: None,
     ) -> None:
-        """Prepare a run at `iteration`; lines of a later one that was not checkpointed leave the log.
+        """Prepare a run.
+
+        Args:
+            config: Of the run.
+            algorithm: That learns.
+            engine: That rolls out.
+            tasks: To learn.
+            iteration: Iterations done; lines of a later one that was not checkpointed leave the log.
+            after_save: Told of every checkpoint, in the first process.
 
         Raises:
             OSError: If the output directory cannot be written to.
@@ -92,6 +101,7 @@ class GRPOTrainer:
         self.tasks = tasks
         self.iteration = iteration
         self.ranks = algorithm.ranks
+        self._after_save = after_save
         assert config.output_dir is not None
         self._log = config.output_dir / METRICS
         try:
@@ -210,7 +220,10 @@ class GRPOTrainer:
         """A checkpoint, by the first rank while the others wait; returns its directory."""
         saved = checkpoint.save(self.config, self.algorithm, self.iteration) if self.ranks.first else None
         self._saved = self.iteration
-        return next(path for path in self.ranks.gather(saved) if path is not None)
+        path = next(path for path in self.ranks.gather(saved) if path is not None)
+        if self.ranks.first:
+            self._after_save(path)
+        return path
 
     def _save_before_the_end(self, reason: BaseException) -> None:
         """The last finished iteration, unless it is saved or none is; the other ranks may be gone."""
@@ -321,9 +334,16 @@ def _mean(scored: Sequence[ScoredEpisode], term: str) -> float:
 
 
 def _keep_lines(log: Path, iterations: int) -> None:
-    """Cut the log to its first `iterations` lines."""
+    """Leave out what is of later iterations, or was torn when the run was killed."""
     if log.exists():
-        lines = log.read_text().splitlines(keepends=True)[:iterations]
+        lines = log.read_text().splitlines(keepends=True)
         partial = log.with_suffix(".partial")
-        partial.write_text("".join(lines))
+        partial.write_text("".join(line for line in lines if _iteration_of(line) <= iterations))
         partial.replace(log)
+
+
+def _iteration_of(line: str) -> float:
+    try:
+        return json.loads(line)["iteration"]
+    except json.JSONDecodeError:
+        return math.inf

@@ -49,7 +49,7 @@ class TrainingRun:
     @property
     def finished(self) -> bool:
         """Whether it has done its iterations."""
-        return self.steps is not None and len(self.metrics) >= self.steps
+        return self.steps is not None and bool(self.metrics) and self.metrics[-1]["iteration"] >= self.steps
 
     @property
     def unit(self) -> str:

@@ -257,6 +257,7 @@ def make_actor(config: PreTrainedConfig, policy: PreTrainedPolicy) -> Actor:
     preprocessor, postprocessor = make_pre_post_processors(
         config,
         pretrained_path=str(config.pretrained_path),
+        pretrained_revision=config.pretrained_revision,
         preprocessor_overrides={"device_processor": {"device": config.device}},
     )
     return Actor(policy.to(config.device).eval(), preprocessor, postprocessor)

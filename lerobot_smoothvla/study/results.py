@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.evaluation.evaluate import Evaluation, Measurement, without_nan
-from lerobot_smoothvla.evaluation.report import EVAL_INFO, read_evaluation
+from lerobot_smoothvla.evaluation.report import EVAL_INFO, markdown, read_evaluation
 from lerobot_smoothvla.evaluation.statistics import Interval, crossed_bootstrap_interval
 from lerobot_smoothvla.study.plan import WARM_START, StudyConfig, Trial, trials
 
@@ -271,12 +271,6 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first row is its header."""
-    header, *others = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([header, "|---" * len(rows[0]) + "|", *others]) + "\n"
 
 
 def interval_text(interval: Interval | None, signed: bool = False) -> str:

@@ -89,7 +89,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(uninterrupted, warm_st
     output = tmp_path / "killed"
     kill_after(start_run(output, f"--policy.path={warm_start}", *RUN), output, iterations=1)
     with (output / "metrics.jsonl").open("a") as log:  # as if killed between the log and the checkpoint
-        log.write('{"iteration": 2, "success_rate": 0.123}\n')
+        log.write('{"iteration": 2, "success_rate": 0.123}\n{"iteration": 3, "succ')
 
     finish(start_run(output, "--resume=true"))
     for name in ("pretrained_model/model.safetensors", "training_state/optimizer_state.safetensors"):

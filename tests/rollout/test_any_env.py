@@ -2,48 +2,26 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from builders import IMAGE, TINY_SMOOTHVLA, save_checkpoint
-from lerobot.configs import FeatureType, PolicyFeature
+from builders import tiny_smoothvla_in
 from lerobot.envs.configs import PushtEnv
 
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 from lerobot_smoothvla.cli.main import main
-from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.rollout.engine import RolloutRequest
 from lerobot_smoothvla.rollout.local import make_engine
 
-CASES = {"pusht": (2, "observation.image", "px"), "aloha": (14, "observation.images.top", "rad")}
+UNITS = {"pusht": "px", "aloha": "rad"}
 HORIZON = 12
 
 
-def checkpoint(path: Path, env_type: str) -> Path:
-    """Of a policy with random weights, whose actions are near the middle of the arena."""
-    dim, camera, _ = CASES[env_type]
-    settings = {
-        **TINY_SMOOTHVLA,
-        "max_state_dim": dim,
-        "max_action_dim": dim,
-        "input_features": {camera: IMAGE, "observation.state": PolicyFeature(FeatureType.STATE, (dim,))},
-        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (dim,))},
-    }
-    middle, spread = (256.0, 100.0) if env_type == "pusht" else (0.0, 0.3)
-    stats = {
-        key: {"mean": torch.full((dim,), middle), "std": torch.full((dim,), spread)}
-        for key in ("observation.state", "action")
-    }
-    save_checkpoint(path, SmoothVLAConfig(**settings), stats)
-    return path
-
-
-@pytest.mark.parametrize("env_type", CASES)
+@pytest.mark.parametrize("env_type", UNITS)
 def test_grpo_and_evaluation_run_by_their_commands(env_type, tmp_path, monkeypatch, capsys):
-    policy = checkpoint(tmp_path / "policy", env_type)
+    policy = tiny_smoothvla_in(env_type, tmp_path / "policy")
     monkeypatch.setattr("lerobot_smoothvla.cli.main.prepare_libero", lambda **_: pytest.fail("LIBERO starts"))
     env = [f"env={env_type}", f"--env.episode_length={HORIZON}", f"--policy.path={policy}"]
     settings = ["--steps=1", "--n_workers=0", "--algorithm.n_groups=1", "--algorithm.group_size=2"]
@@ -60,7 +38,7 @@ def test_grpo_and_evaluation_run_by_their_commands(env_type, tmp_path, monkeypat
     assert main() == 0, capsys.readouterr().err
     info = json.loads((tmp_path / "eval" / "eval_info.json").read_text())["policy"]
     assert [episode["seed"] for episode in info["per_episode"]] == [1000, 1001]
-    unit = CASES[env_type][2]
+    unit = UNITS[env_type]
     assert info["unit"] == unit and f"jerk RMS, {unit}/s³" in capsys.readouterr().out
     (video,) = (tmp_path / "eval").rglob("*.mp4")
     assert video.name == "init_0_seed_1000.mp4" and video.stat().st_size > 0
@@ -68,7 +46,7 @@ def test_grpo_and_evaluation_run_by_their_commands(env_type, tmp_path, monkeypat
 
 def test_a_process_gives_the_episode_of_the_serial_worker_bit_by_bit(tmp_path):
     env = PushtEnv(episode_length=HORIZON)
-    actor = load_actor(load_actor_config(checkpoint(tmp_path, "pusht"), env_config=env))
+    actor = load_actor(load_actor_config(tiny_smoothvla_in("pusht", tmp_path), env_config=env))
     request = RolloutRequest(Start("pusht", 0, 0, 5), 1, DeployedSampler())
     episodes = []
     for n_workers in (0, 1):
@@ -95,7 +73,7 @@ def test_a_process_gives_the_episode_of_the_serial_worker_bit_by_bit(tmp_path):
 def test_an_environment_that_cannot_be_learnt_in_is_one_paragraph(
     command, arguments, message, tmp_path, monkeypatch, capsys
 ):
-    policy = checkpoint(tmp_path / "policy", "pusht")
+    policy = tiny_smoothvla_in("pusht", tmp_path / "policy")
     output = tmp_path / "output"
     flags = ["env=pusht", f"--policy.path={policy}", f"--output_dir={output}", *arguments]
     monkeypatch.setattr(sys, "argv", ["smoothvla", command, *flags])

@@ -1,0 +1,1 @@
+"""Fine-tuned policies on the Hugging Face Hub: their card, and the push."""
