@@ -31,11 +31,10 @@ def _take_over(command: str) -> None:
             prepare_libero()
             require_gl()
         elif libero_root() is not None:
-            with contextlib.suppress(
-                OSError
-            ):  # A resumed run may still need it; any other must not fail by it.
+            # A resumed run may still need it; any other must not fail by it.
+            with contextlib.suppress(OSError):
                 prepare_libero(allow_download=False)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"{command}: error: {error}") from error
 
 

@@ -101,7 +101,7 @@ def expand(command: str, arguments: Sequence[str]) -> list[str]:
 
     Raises:
         ValueError: If a preset is unknown (the message lists those there are), or contradicts a flag.
-        RuntimeError: If the scripted dataset was needed and could not be recorded.
+        ChildProcessError: If the scripted dataset was needed and could not be recorded.
     """
     selected, rest = split_selectors(command, arguments)
     if not selected:
@@ -135,7 +135,7 @@ def _dataset(choice: str | None, arguments: Sequence[str]) -> list[str]:
 
     Raises:
         ValueError: If `choice` is unknown, or there is no such dataset of the environment.
-        RuntimeError: If recording the scripted dataset failed.
+        ChildProcessError: If recording the scripted dataset failed.
     """
     if choice is not None and choice not in DATASETS:
         raise ValueError(f"There is no `dataset={choice}`; `dataset=` takes {', '.join(DATASETS)}.")
@@ -172,7 +172,7 @@ def _scripted_dataset(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         ValueError: If there is no scripted expert for the suite.
-        RuntimeError: If recording failed.
+        ChildProcessError: If recording failed.
     """
     from lerobot.utils.constants import HF_LEROBOT_HOME
 
@@ -185,7 +185,9 @@ def _scripted_dataset(arguments: Sequence[str]) -> list[str]:
         record += [f"--env.task={task}", *flags]
         print("SmoothVLA: recording demonstrations first:", " ".join(record[3:]), flush=True)
         if subprocess.run(record, check=False).returncode != 0:
-            raise RuntimeError(f"The scripted demonstrations could not be recorded into {root}; see above.")
+            raise ChildProcessError(
+                f"The scripted demonstrations could not be recorded into {root}; see above."
+            )
     return flags
 
 

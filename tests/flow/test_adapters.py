@@ -136,10 +136,10 @@ def test_an_updated_policy_is_saved_as_what_it_was_and_acts_the_same_in_stock_le
 def test_a_lerobot_whose_code_has_moved_is_named(actor: Actor, monkeypatch: pytest.MonkeyPatch):
     path = next(iter(type(actor.adapter).uses))
     monkeypatch.setattr(type(actor.adapter), "uses", {path: ("no_such_parameter",)})
-    with pytest.raises(RuntimeError, match=rf"`{path}`, which in LeRobot 0\.6\.\d+ does not take no_such"):
+    with pytest.raises(ImportError, match=rf"`{path}`, which in LeRobot 0\.6\.\d+ does not take no_such"):
         adapt(actor.policy)
     monkeypatch.setattr(type(actor.adapter), "uses", {"model.no_such_method": ()})
-    with pytest.raises(RuntimeError, match=r"is not there\. It is known to work with LeRobot 0\.6\.1"):
+    with pytest.raises(ImportError, match=r"is not there\. It is known to work with LeRobot 0\.6\.1"):
         adapt(actor.policy)
 
 

@@ -50,6 +50,6 @@ def adapt(policy: Any) -> PolicyAdapter:
 
     Raises:
         ValueError: If its type has no adapter.
-        RuntimeError: If LeRobot's code is not what the adapter knows.
+        ImportError: If LeRobot's code is not what the adapter knows.
     """
     return adapter_class(policy.config)(policy)

@@ -46,7 +46,7 @@ class PolicyAdapter(ABC):
         """Wrap a policy, which stays as it is.
 
         Raises:
-            RuntimeError: If LeRobot's code is not what the adapter knows.
+            ImportError: If LeRobot's code is not what the adapter knows.
         """
         # PEFT puts its layers into the policy's own modules: the policy inside acts with them.
         self.policy: Any = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
@@ -60,7 +60,7 @@ class PolicyAdapter(ABC):
         taken = inspect.signature(method).parameters if callable(method) else {}
         if not callable(method) or (missing := [name for name in parameters if name not in taken]):
             what = f"does not take {', '.join(missing)}" if callable(method) else "is not there"
-            raise RuntimeError(
+            raise ImportError(
                 f"The adapter of '{self.config.type}' calls `{path}`, which in LeRobot {lerobot_version} "
                 f"{what}. It is known to work with LeRobot {self.known_versions}: install that, or mend the "
                 f"adapter in {inspect.getfile(type(self))}."
