@@ -155,7 +155,11 @@ def run_stages(
     names = [stage.name for stage in stages()]
     try:
         for index, name in enumerate(names):
-            while running and (len(running) == n_beside or not stages()[index].independent):
+            while running and not (
+                len(running) < n_beside
+                and stages()[index].independent
+                and all(other.stage.independent for other in running)
+            ):
                 finish_one()
             stage = stages()[index]
             print(f"\n=== {index + 1} of {len(names)}: {name}\n$ {' '.join(stage.command)}\n", flush=True)

@@ -52,6 +52,14 @@ def test_independent_stages_meet_and_each_keeps_its_log_and_one_thread(tmp_path,
     assert a.read_text() == b.read_text() == "1"
 
 
+def test_what_others_need_is_finished_before_they_begin(tmp_path):
+    first = tmp_path / "first"
+    slow = f"import time; time.sleep(0.5); {WRITE}"
+    needs = f"assert __import__('os').path.exists({str(first)!r}); {WRITE}"
+    stages = [stage(tmp_path, "first", slow), stage(tmp_path, "second", needs, independent=True)]
+    assert set(run_stages(lambda: stages, tmp_path, n_beside=2)) == {"first", "second"}
+
+
 def test_a_failure_ends_what_runs_beside_it_and_says_where_it_is_told(tmp_path):
     forever = (
         f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
