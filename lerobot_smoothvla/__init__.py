@@ -6,7 +6,7 @@ evaluation. The layers, each importing only from those above it:
 1. pure maths: `episode`, `smoothness`, `flow`, `grpo.objective`, `evaluation.statistics`
 2. facing LeRobot: the `smoothvla` policy, `jerk_reward`, `envs`, `filters`, `grpo.configuration`, presets
 3. `rollout`: starts in, episodes out
-4. `grpo.trainer`, `demos`, `evaluation.evaluate`, `report`
+4. `grpo.trainer`, `demos`, `evaluation.evaluate`, `report`, `hub`
 5. `cli`
 
 Importing this package registers the policy, and the filters that a post-processor may hold, where LeRobot's

@@ -111,7 +111,7 @@ class CardFacts:
 
     @property
     def path_flags(self) -> str:
-        """With which LeRobot's commands load it."""
+        """With which `lerobot-rollout` loads it."""
         revision = f" --policy.pretrained_revision={self.revision}" if self.revision else ""
         return f"--policy.path={self.repo_id}{revision}"
 
@@ -253,24 +253,28 @@ def _use(facts: CardFacts) -> str:
     task = facts.settings.get("env.task")
     ids = facts.settings.get("env.task_ids")
     task = f"{task} --env.task_ids={json.dumps(ids, separators=(',', ':'))}" if ids else task
-    needed = "pip install lerobot peft" if facts.adapter else "pip install lerobot"
+    path, commands = facts.repo_id, ["pip install lerobot" + " peft" * facts.adapter]
     if facts.type == "smoothvla":
-        needed += "  # and the plugin lerobot_policy_smoothvla, which has this type"
-    return dedent(f"""\
-        ## How to load it
-
-        ```bash
-        {needed}
-        lerobot-eval {facts.path_flags} --env.type={facts.env} --env.task={task}
-        ```
-
-        On an arm, whose state, actions and cameras have to be those of the table above:
-
-        ```bash
+        commands[0] += "  # and the plugin lerobot_policy_smoothvla, which has this type"
+    if facts.revision:  # `lerobot-eval` of LeRobot 0.6 would read config and processors of main.
+        path = path.rpartition("/")[2]
+        commands.append(f"hf download {facts.repo_id} --revision {facts.revision} --local-dir {path}")
+    commands.append(f"lerobot-eval --policy.path={path} --env.type={facts.env} --env.task={task}")
+    arm = dedent(f"""\
         lerobot-rollout --strategy.type=base {facts.path_flags} \\
             --robot.type=YOUR_ROBOT --robot.port=YOUR_PORT --robot.cameras="{{...}}" \\
-            --task="WHAT TO DO" --duration=60
-        ```""")
+            --task="WHAT TO DO" --duration=60""")
+    parts = [
+        "## How to load it",
+        _shell("\n".join(commands)),
+        "On an arm, whose state, actions and cameras have to be those of the table above:",
+        _shell(arm),
+    ]
+    return "\n\n".join(parts)
+
+
+def _shell(commands: str) -> str:
+    return f"```bash\n{commands}\n```"
 
 
 def _training(facts: CardFacts) -> str:
@@ -286,7 +290,7 @@ def _training(facts: CardFacts) -> str:
     rows += [[title, str(facts.settings[name])] for name, title in names.items() if name in facts.settings]
     parts = ["## Training", markdown(rows).rstrip()]
     if facts.command:
-        parts.append(f"```bash\n{redact(facts.command)}\n```")
+        parts.append(_shell(redact(facts.command)))
     if facts.versions:
         parts.append(f"{facts.versions}. All settings are in `train_config.json`.")
     return "\n\n".join(parts)

@@ -86,11 +86,11 @@ def test_a_comparison_shows_the_paired_difference():
 
 def test_the_commands_load_it_from_where_it_is():
     shown = text(replace(FACTS, revision="v2"))
-    assert (
-        "lerobot-eval --policy.path=me/smooth --policy.pretrained_revision=v2 --env.type=libero "
-        "--env.task=libero_object --env.task_ids=[0,3]\n" in shown
-    )
-    assert "lerobot-rollout --strategy.type=base --policy.path=me/smooth" in shown
+    env = "--env.type=libero --env.task=libero_object --env.task_ids=[0,3]\n"
+    assert f"lerobot-eval --policy.path=me/smooth {env}" in text(FACTS)
+    assert "lerobot-rollout --strategy.type=base --policy.path=me/smooth \\\n" in text(FACTS)
+    assert f"--revision v2 --local-dir smooth\nlerobot-eval --policy.path=smooth {env}" in shown
+    assert "--policy.path=me/smooth --policy.pretrained_revision=v2 \\\n" in shown
     assert "lerobot_policy_smoothvla" in shown
     assert "lerobot_policy_smoothvla" not in text(replace(FACTS, policy={"type": "smolvla"}))
     assert "pip install lerobot peft" in text(replace(FACTS, policy={"type": "pi0", "use_peft": True}))

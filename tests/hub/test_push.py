@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,25 @@ def test_the_card_holds_what_the_evaluation_found_and_nothing_of_the_machine(hub
     assert card.data.library_name == "lerobot" and "robotics" in card.data.tags
     assert "0.75" in text and "[0.30, 0.95]" in text  # Wilson's interval of 3 of 4
     assert "hf_secret" not in text and "alice" not in text and str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_the_card_names_the_nearest_ancestors_that_the_hub_knows(
+    published, hub, commands, make_run, warm_start, tmp_path
+):
+    sft = shutil.copytree(warm_start, tmp_path / "sft")
+    learnt = {"dataset": {"repo_id": "me/demos"}, "policy": {"pretrained_path": "me/base"}}
+    (sft / "train_config.json").write_text(json.dumps(learnt))
+    if published:
+        hub.repositories["me/base"], hub.datasets["me/demos"] = Repository(), Repository()
+        hub.repositories["me/base"].commit("main", {"README.md": b"---\nlicense: gemma\n---\n"})
+    result = commands.smoothvla("push", make_run(base=sft), "--repo_id=me/smooth")
+    assert result.code == 0, result.said
+    text = hub.repositories["me/smooth"].files()["README.md"].decode()
+    data = ModelCard(text).data
+    names = ("me/base", ["me/demos"], "gemma") if published else (None, None, None)
+    assert (data.base_model, data.datasets, data.license) == names
+    assert "me/demos" in text and str(sft) not in text
 
 
 def test_an_evaluation_of_another_policy_is_refused(hub, commands, run, tmp_path):

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 ENV = ("env=pusht", "--env.episode_length=12")
 RUN = (*ENV, "--save_freq=1", "--n_workers=0", "--seed=3", "--algorithm.n_groups=2")
-RUN += ("--algorithm.group_size=4", "--algorithm.lr=1e-3")
+RUN += ("--algorithm.group_size=4", "--algorithm.lr=1e-4")
 PUSHED = ("--policy.repo_id=me/smooth", "--save_checkpoint_to_hub=true", "--policy.private=true")
 # Nothing is solved in 12 steps, so nothing would be learnt and a resumption could not be told from a new run.
 EASY = """
@@ -21,7 +21,7 @@ advance = GymChunkedEnv._advance
 
 def easy(env, action, render):
     observation, _, over = advance(env, action, render)
-    return observation, bool(action[0] > 350), over
+    return observation, bool(action[0] > 320), over
 
 GymChunkedEnv._advance = easy
 from lerobot_smoothvla.cli.main import main
