@@ -33,6 +33,7 @@ LAYERS = {
     "presets": 2,
     "selectors": 2,
     "peft_loading": 2,
+    "checkpoint_safety": 2,
     "provenance": 2,
     "rollout.configuration": 2,
     # rollouts

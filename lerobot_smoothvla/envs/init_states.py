@@ -71,7 +71,7 @@ def _refusal(what: str, error: Exception | None = None) -> ValueError:
     asked = re.search(r"GLOBAL ([\w.]+)", str(error))
     found = f"one that asks for `{asked[1]}`, which it did not get" if asked else "something else"
     return ValueError(
-        f"The initial states of {what} should be a file with an array of numbers, got {found}. Install LIBERO "
-        "again (`pip install --force-reinstall --no-deps hf-libero`), or let `init_states:` in "
+        f"The initial states of {what} should be a file with an array of numbers, got {found}. Install "
+        "LIBERO again (`pip install --force-reinstall --no-deps hf-libero`), or let `init_states:` in "
         "~/.libero/config.yaml name the directory of its own files."
     )
