@@ -14,6 +14,7 @@ LAYERS = {
     # pure maths
     "episode": 1,
     "smoothness": 1,
+    "redaction": 1,
     "flow": 1,
     "grpo.objective": 1,
     "evaluation.statistics": 1,

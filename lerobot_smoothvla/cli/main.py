@@ -6,6 +6,7 @@ import os
 import sys
 
 from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
+from lerobot_smoothvla.redaction import redacted, require_no_token_in
 from lerobot_smoothvla.selectors import env_type, expand, wants_help
 
 COMMANDS = {
@@ -45,6 +46,7 @@ def main() -> int:
         print(f"smoothvla: error: there is no command `{command}`.\n\n{usage()}", file=sys.stderr)
         return 2
     try:
+        require_no_token_in(arguments)
         sys.argv = [f"smoothvla {command}", *expand(f"smoothvla {command}", rest)]
         if env_type(sys.argv[1:]) not in (None, "libero", "libero_plus"):
             pass  # The command itself prepares any other environment, once its config is known.
@@ -58,7 +60,7 @@ def main() -> int:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("SMOOTHVLA_DEBUG") == "1":
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = redacted(" ".join(str(error).split())) or type(error).__name__
         print(f"smoothvla {command}: error: {reason} (SMOOTHVLA_DEBUG=1 shows where.)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
