@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 from draccus.utils import DecodingError, ParsingError
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.constants import CONFIG_NAME
+from huggingface_hub.errors import HFValidationError
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig, parser
 from lerobot.configs.default import PeftConfig
 from lerobot.envs.configs import EnvConfig
@@ -19,10 +19,16 @@ from lerobot.envs.utils import env_to_policy_features
 from lerobot.policies import PreTrainedPolicy, get_policy_class
 from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
 from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 # Registers the type `smoothvla`, whatever has been imported before.
 from lerobot_smoothvla import configuration_smoothvla  # noqa: F401
+from lerobot_smoothvla.checkpoint_safety import (
+    UNREADABLE,
+    require_file,
+    require_inside,
+    said,
+)
 from lerobot_smoothvla.flow.adapters import adapter_class
 from lerobot_smoothvla.peft_loading import (
     ADAPTER_CONFIG,
@@ -135,13 +141,13 @@ def load_policy(config: PreTrainedConfig) -> PreTrainedPolicy:
     """
     path, revision = str(config.pretrained_path), config.pretrained_revision
     if not config.use_peft:
-        return _load_weights(config, path, _require_file(path, _WEIGHTS, revision), revision)
+        return _load_weights(config, path, require_file(path, _WEIGHTS, revision), revision)
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        _require_file(path, file, revision)
+        require_file(path, file, revision)
     adapter = read_adapter(path, revision)
     base = adapter.base_model_name_or_path
     try:
-        weights = _require_file(base, _WEIGHTS, adapter.revision)
+        weights = require_file(base, _WEIGHTS, adapter.revision)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"The adapter '{path}' was trained on '{base}' (`base_model_name_or_path` in its "
@@ -151,8 +157,8 @@ def load_policy(config: PreTrainedConfig) -> PreTrainedPolicy:
     policy = _load_weights(config, base, weights, adapter.revision)
     try:
         return load_adapter(policy, path, adapter, revision)
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"The adapter '{path}' does not fit its base '{base}': {error}") from error
+    except (ValueError, *UNREADABLE) as error:
+        raise ValueError(f"The adapter '{path}' does not fit its base '{base}': {said(error)}") from error
 
 
 def _load_weights(
@@ -164,24 +170,11 @@ def _load_weights(
             pass  # Broken files too are only printed by pi0 and pi05.
         with _load_errors_raised(policy_class):
             return policy_class.from_pretrained(path, config=config, revision=revision)
-    except (RuntimeError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise ValueError(
-            f"The weights of '{path}' are not those of its config.json: {shorten(str(error), 400)} Leave out "
-            "--policy options that change the network, or fetch or save the checkpoint again."
+            f"The weights of '{path}' are not those of its config.json: {shorten(said(error), 400)} Leave "
+            "out --policy options that change the network, or fetch or save the checkpoint again."
         ) from error
-
-
-def _require_file(path: str, name: str, revision: str | None = None) -> Path:
-    """Where a file of a checkpoint is; pi0 and pi05 only print that it is missing, and go on without."""
-    if Path(path).is_dir():
-        file = Path(path) / name
-        if not file.is_file():
-            raise FileNotFoundError(f"The checkpoint '{path}' is not whole: expected {file}.")
-        return file
-    try:
-        return Path(hf_hub_download(path, name, revision=revision))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(f"The Hub's model '{path}' has no {name} ({error}).") from error
 
 
 @contextmanager
@@ -226,8 +219,10 @@ def read_config(path: str | Path, revision: str | None = None) -> PreTrainedConf
 
     Raises:
         FileNotFoundError: If there is no checkpoint at `path`.
-        ValueError: If its config.json cannot be read.
+        ValueError: If its config.json cannot be read, or it holds links out of its directory.
     """
+    if (Path(path) / CONFIG_NAME).exists():
+        require_inside(Path(path))
     try:
         return PreTrainedConfig.from_pretrained(path, revision=revision)
     except (OSError, httpx.HTTPError, HFValidationError) as error:
@@ -237,13 +232,15 @@ def read_config(path: str | Path, revision: str | None = None) -> PreTrainedConf
             f"There is no checkpoint '{path}': it is no directory with a config.json, and the Hub has no "
             f"such model or revision or is out of reach ({error}). Try {hint}."
         ) from error
-    except ParsingError as error:
+    except (ParsingError, ValueError, *UNREADABLE) as error:
         raise ValueError(f"The config.json of '{path}' cannot be read: {_reason(error)}") from error
 
 
-def _reason(error: ParsingError) -> str:
+def _reason(error: BaseException) -> str:
     """What is wrong: draccus says it itself of a value, and in the cause of a config that rejects itself."""
-    return str(error if isinstance(error, DecodingError) else error.__cause__ or error)
+    if isinstance(error, ParsingError) and not isinstance(error, DecodingError):
+        error = error.__cause__ or error
+    return str(error) if isinstance(error, ParsingError) else said(error)
 
 
 def _require_fit(config: PreTrainedConfig, env_config: EnvConfig) -> None:
@@ -254,14 +251,10 @@ def _require_fit(config: PreTrainedConfig, env_config: EnvConfig) -> None:
             "The environment should give the state beside the images (--env.obs_type=pixels_agent_pos), "
             f"got '{getattr(env_config, 'obs_type', None)}'."
         )
-    needed = {
-        OBS_STATE,
-        *(key for key, f in config.input_features.items() if f.type is not FeatureType.VISUAL),
-    }
+    inputs = config.input_features or {}
+    needed = {OBS_STATE, *(key for key, f in inputs.items() if f.type is not FeatureType.VISUAL)}
     for key in sorted(needed):
-        ours, theirs = (
-            features[key].shape if key in features else None for features in (config.input_features, given)
-        )
+        ours, theirs = (features[key].shape if key in features else None for features in (inputs, given))
         if ours != theirs:
             raise ValueError(
                 f"The checkpoint '{path}' should have `{key}` of shape {theirs} among its input features, "

@@ -16,6 +16,8 @@ from lerobot.configs.default import PeftConfig
 from lerobot.policies import PreTrainedPolicy
 from lerobot.utils.random_utils import seeded_context
 
+from lerobot_smoothvla.checkpoint_safety import UNREADABLE, require_safe_adapter, said
+
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -64,9 +66,16 @@ def read_adapter(path: str, revision: str | None = None) -> Any:
 
     Raises:
         ImportError: If `peft` is not installed.
-        ValueError: If the adapter names no base.
+        ValueError: If the adapter names no base, or its config cannot be read.
     """
-    adapter = _require_peft().PeftConfig.from_pretrained(path, revision=revision)
+    peft = _require_peft()
+    try:
+        adapter = peft.PeftConfig.from_pretrained(path, revision=revision)
+    except (ValueError, *UNREADABLE) as error:
+        raise ValueError(
+            f"The {ADAPTER_CONFIG} of '{path}' cannot be read: {said(error)}; fetch or save it again."
+        ) from error
+    require_safe_adapter(path, adapter)
     if not adapter.base_model_name_or_path:
         raise ValueError(
             f"The adapter '{path}' does not name its base: `base_model_name_or_path` in its {ADAPTER_CONFIG} "

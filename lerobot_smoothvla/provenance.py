@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from lerobot_smoothvla.redaction import redacted
+
 PROVENANCE = "provenance.jsonl"
 _PACKAGES = ("lerobot_policy_smoothvla", "lerobot", "torch")
 _HERE = Path(__file__).parent
@@ -27,7 +29,7 @@ def provenance() -> dict[str, str]:
     """Time, command, versions, commit and machine, each as a person reads it."""
     return {
         "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "command": f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}",
+        "command": redacted(f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}"),
         "versions": ", ".join([f"Python {platform.python_version()}", *map(_version, _PACKAGES)]),
         "commit": _commit() or "not in a git repository",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {_accelerator()}",

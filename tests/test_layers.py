@@ -14,6 +14,7 @@ LAYERS = {
     # pure maths
     "episode": 1,
     "smoothness": 1,
+    "redaction": 1,
     "flow": 1,
     "grpo.objective": 1,
     "evaluation.statistics": 1,
@@ -33,6 +34,7 @@ LAYERS = {
     "presets": 2,
     "selectors": 2,
     "peft_loading": 2,
+    "checkpoint_safety": 2,
     "provenance": 2,
     "settings": 2,
     "interruption": 2,

@@ -7,6 +7,7 @@ import sys
 
 from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
 from lerobot_smoothvla.interruption import Interrupted, interruptible
+from lerobot_smoothvla.redaction import redacted, require_no_token_in
 from lerobot_smoothvla.selectors import env_type, expand, wants_help
 
 COMMANDS = {
@@ -48,12 +49,13 @@ def main() -> int:
         print(f"smoothvla: error: there is no command `{command}`.\n\n{usage()}", file=sys.stderr)
         return 2
     try:
+        require_no_token_in(arguments)
         with interruptible():
             return _run(command, rest)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("SMOOTHVLA_DEBUG") == "1":
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = redacted(" ".join(str(error).split())) or type(error).__name__
         print(f"smoothvla {command}: error: {reason} (SMOOTHVLA_DEBUG=1 shows where.)", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except Interrupted as interruption:

@@ -10,6 +10,8 @@ from draccus.utils import DecodingError, ParsingError
 from lerobot.configs import parser
 from lerobot.utils.import_utils import register_third_party_plugins
 
+from lerobot_smoothvla.redaction import require_no_token_in_config
+
 
 def parse[Config](config_class: type[Config]) -> Config:
     """The config that `sys.argv` asks for, by LeRobot's rules (`--config_path`, `--policy.path`, `--help`).
@@ -18,7 +20,7 @@ def parse[Config](config_class: type[Config]) -> Config:
         config_class: Of the command.
 
     Raises:
-        ValueError: If a flag is unknown, or a value cannot be read or is rejected by its config.
+        ValueError: If a flag is unknown, a value cannot be read or is rejected by its config, or is a token.
         SystemExit: After `--help`.
     """
 
@@ -43,4 +45,5 @@ def parse[Config](config_class: type[Config]) -> Config:
         objection = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         raise ValueError(f"{objection}; `{sys.argv[0]} --help` lists the flags.") from stop
     sys.stderr.write(said.getvalue())
+    require_no_token_in_config(config)
     return config

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from robosuite.utils.observables import sensor
 
 from lerobot_smoothvla.envs.chunked import ChunkedEnv, Observation, Picture, to_lerobot
+from lerobot_smoothvla.envs.init_states import arrays_only
 from lerobot_smoothvla.envs.scene import Scene
 from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Embodiment, Start
@@ -52,7 +53,8 @@ class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
         """Prepare task `task_id` of `suite`; the simulator itself is built on the first reset.
 
         Raises:
-            ValueError: If the suite or the task does not exist, or the horizon is not positive.
+            ValueError: If the suite or the task does not exist, its initial states are not LIBERO's, or the
+                horizon is not positive.
         """
         task_suite = _get_suite(suite)
         if not 0 <= task_id < len(task_suite.tasks):
@@ -64,18 +66,19 @@ class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
                 f"`episode_length` should be at least 1 control step, got {config.episode_length}."
             )
         options = {k: v for k, v in config.gym_kwargs.items() if k not in ("task_ids", "hard_reset")}
-        super().__init__(
-            task_suite=task_suite,
-            task_id=task_id,
-            task_suite_name=suite,
-            episode_length=config.episode_length,
-            camera_name=parse_camera_names(config.camera_name),
-            camera_name_mapping=config.camera_name_mapping,
-            control_mode=config.control_mode,
-            is_libero_plus=config.is_libero_plus,
-            hard_reset=False,
-            **options,
-        )
+        with arrays_only(f"{suite} task {task_id}"):
+            super().__init__(
+                task_suite=task_suite,
+                task_id=task_id,
+                task_suite_name=suite,
+                episode_length=config.episode_length,
+                camera_name=parse_camera_names(config.camera_name),
+                camera_name_mapping=config.camera_name_mapping,
+                control_mode=config.control_mode,
+                is_libero_plus=config.is_libero_plus,
+                hard_reset=False,
+                **options,
+            )
         self.suite = suite
         self.dt = 1.0 / self.control_freq
         self.embodiment = Embodiment()

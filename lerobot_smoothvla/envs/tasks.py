@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import lerobot.envs
-import torch
 from lerobot.envs.configs import EnvConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.envs.configs import MetaworldEnv as MetaworldEnvConfig
@@ -17,6 +16,7 @@ from lerobot.envs.configs import MetaworldEnv as MetaworldEnvConfig
 from lerobot_smoothvla.envs.adapters import env_adapter, prepare_env
 from lerobot_smoothvla.envs.assets import prepare_libero
 from lerobot_smoothvla.envs.chunked import ChunkedEnv
+from lerobot_smoothvla.envs.init_states import read_init_states
 
 Task = tuple[str, int]
 """Suite and index of the task in it, as in a `Start`."""
@@ -149,14 +149,17 @@ def has_init_states(config: EnvConfig) -> bool:
 
 
 def n_init_states(task: Task) -> int:
-    """How many fixed initial states LIBERO ships for a task."""
+    """How many fixed initial states LIBERO ships for a task.
+
+    Raises:
+        ValueError: If their file is not LIBERO's.
+    """
     suite, task_id = task
     name = task_names()[suite][task_id]
     from libero.libero import get_libero_path
 
     file = Path(get_libero_path("init_states")) / suite / f"{name}.pruned_init"
-    # A pickled array of the installed package, read as LeRobot reads it.
-    return len(torch.load(file, weights_only=False))
+    return len(read_init_states(file, f"{suite} task {task_id}"))
 
 
 def require_init_states(config: EnvConfig, tasks: Sequence[Task], init_states: tuple[int, int]) -> None:

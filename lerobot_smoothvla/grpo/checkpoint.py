@@ -21,6 +21,7 @@ from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 from safetensors import SafetensorError
 
+from lerobot_smoothvla.checkpoint_safety import UNREADABLE, require_inside, said
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.settings import differences, flattened, settings_of
@@ -122,11 +123,12 @@ def last(output_dir: Path | None) -> Path:
     """The `pretrained_model` directory of a run's last checkpoint.
 
     Raises:
-        ValueError: If no run is named.
+        ValueError: If no run is named, or it holds links out of its directory, where it goes on writing.
         FileNotFoundError: If the run has none.
     """
     if output_dir is None:
         raise ValueError("Which run should be resumed? Pass its directory as --output_dir.")
+    require_inside(output_dir)
     path = output_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR
     if not path.is_dir():
         raise FileNotFoundError(
@@ -201,10 +203,18 @@ def restore(checkpoint: Path, algorithm: GRPOAlgorithm) -> int:
         Iterations done.
 
     Raises:
-        ValueError: If other parameters are trained now than were then.
+        ValueError: If other parameters are trained now than were then, or the state cannot be read.
     """
     try:
         iteration, _, _ = load_training_state(checkpoint, algorithm.get_optimizers()["policy"], None)
+        if type(iteration) is not int or iteration < 0:
+            raise TypeError(f"`step` should be a count, got {iteration!r}")
+    except UNREADABLE as error:
+        raise ValueError(
+            f"The training state in {checkpoint} cannot be read ({said(error)}); resume from another "
+            f"checkpoint of the run by pointing {checkpoint.with_name(LAST_CHECKPOINT_LINK)} to it, or start "
+            "a run from its weights (--policy.path)."
+        ) from error
     except ValueError as error:
         raise ValueError(
             f"The optimizer's state in {checkpoint} is not that of the parameters that are trained now "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lerobot_smoothvla.redaction import redacted
 from lerobot_smoothvla.report.comparison import comparison_section, comparison_sentences
 from lerobot_smoothvla.report.markup import Html, details, facts_list, tag
 from lerobot_smoothvla.report.page import document, write_page
@@ -135,11 +136,11 @@ def _origin(labels: Sequence[str], runs: Sequence[TrainingRun | EvaluationRun]) 
         if isinstance(run, EvaluationRun):
             facts += [(f"{name}, checkpoint", path) for name, path in run.checkpoints.items()]
         for line in run.provenance:
-            facts += [(name, str(value)) for name, value in line.items()]
+            facts += [(name, redacted(str(value))) for name, value in line.items()]
         if not run.provenance:
             facts.append(("command, versions, machine", "not recorded by the version that made it"))
         parts.append(facts_list(facts))
         if isinstance(run, TrainingRun) and run.config:
-            settings = [(name, str(value)) for name, value in sorted(run.config.items())]
+            settings = [(name, redacted(str(value))) for name, value in sorted(run.config.items())]
             parts.append(details("Settings", facts_list(settings)))
     return parts

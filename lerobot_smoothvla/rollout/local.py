@@ -20,10 +20,12 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.envs.configs import EnvConfig
 from lerobot.policies import PreTrainedPolicy, get_policy_class, make_pre_post_processors
+from lerobot.processor.pipeline import ProcessorMigrationError
 from lerobot.utils.import_utils import register_third_party_plugins
 from lerobot.utils.io_utils import write_video
 from torch import Tensor
 
+from lerobot_smoothvla.checkpoint_safety import UNREADABLE, require_safe_processors, said
 from lerobot_smoothvla.envs.chunked import ChunkedEnv, Picture
 from lerobot_smoothvla.envs.tasks import Task, chunked_env
 from lerobot_smoothvla.episode import Episode
@@ -253,13 +255,23 @@ def _send(connection: Connection, message: Any) -> None:
 
 
 def make_actor(config: PreTrainedConfig, policy: PreTrainedPolicy) -> Actor:
-    """A policy of this config in evaluation mode, with the processors saved beside its checkpoint."""
-    preprocessor, postprocessor = make_pre_post_processors(
-        config,
-        pretrained_path=str(config.pretrained_path),
-        pretrained_revision=config.pretrained_revision,
-        preprocessor_overrides={"device_processor": {"device": config.device}},
-    )
+    """A policy of this config in evaluation mode, with the processors saved beside its checkpoint.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If they are not safe, or none that LeRobot can make.
+    """
+    path, revision = str(config.pretrained_path), config.pretrained_revision
+    require_safe_processors(path, revision)
+    try:
+        preprocessor, postprocessor = make_pre_post_processors(
+            config,
+            pretrained_path=path,
+            pretrained_revision=revision,
+            preprocessor_overrides={"device_processor": {"device": config.device}},
+        )
+    except (ProcessorMigrationError, ValueError, *UNREADABLE) as error:
+        raise ValueError(f"The processors of '{path}' cannot be made: {said(error)}") from error
     return Actor(policy.to(config.device).eval(), preprocessor, postprocessor)
 
 

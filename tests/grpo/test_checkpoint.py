@@ -1,12 +1,16 @@
 """Checkpoints are whole or not there, and a run goes on from them as if it had not stopped."""
 
+import json
+import pickle
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 import torch
 from builders import TINY_SMOOTHVLA, save_checkpoint
+from hostile import Code
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
@@ -96,6 +100,31 @@ def test_a_restored_run_has_the_optimizer_the_random_state_and_the_count(run):
     assert all(states[0][i]["exp_avg"].equal(states[1][i]["exp_avg"]) for i in states[0]) and states[0]
     weights = [a.get_weights() for a in (algorithm, resumed)]
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer_state.safetensors", "rng_state.safetensors", "training_step.json"]
+)
+def test_a_strangers_training_state_runs_nothing_and_is_one_paragraph(run, tmp_path: Path, name: str):
+    config, algorithm = run
+    saved, mark = checkpoint.save(config, algorithm, 1), tmp_path / "it_ran"
+    torch.save(Code(mark), saved / "training_state/optimizer.pt")
+    checkpoint.restore(saved, algorithm)
+    contents = [pickle.dumps(Code(mark)), b"", b"{}", b"[3]", struct.pack("<Q", 1 << 40) + b"{}"]
+    for content in contents:
+        next((saved / "training_state").rglob(name)).write_bytes(content)
+        with pytest.raises(ValueError, match=f"(training|optimizer's) state in {saved}"):
+            checkpoint.restore(saved, algorithm)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("step", [-1, "3", 1.5, None, True])
+def test_a_step_that_is_no_count_is_refused(run, step):
+    config, algorithm = run
+    saved = checkpoint.save(config, algorithm, 1)
+    (saved / "training_state/training_step.json").write_text(json.dumps({"step": step}))
+    with pytest.raises(ValueError, match="`step` should be a count, got"):
+        checkpoint.restore(saved, algorithm)
 
 
 def test_frozen_parts_and_bf16_survive_a_resumption(run):
