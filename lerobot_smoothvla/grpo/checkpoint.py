@@ -26,7 +26,13 @@ from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.settings import differences, flattened, settings_of
 
-_OF_A_RESUMPTION = ("resume", "output_dir", "checkpoint_path", "policy.pretrained_path")
+_OF_A_RESUMPTION = (
+    "resume",
+    "output_dir",
+    "checkpoint_path",
+    "policy.pretrained_path",
+    "policy.pretrained_revision",
+)
 """Settings in which a resumed run differs from its beginning."""
 _MAY_CHANGE = (
     *("steps", "save_freq", "log_freq", "job_name", "n_workers", "num_workers", "rollout.", "wandb."),
