@@ -13,16 +13,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from lerobot_smoothvla.evaluation.evaluate import Evaluation
 from lerobot_smoothvla.evaluation.report import comparison_rows, markdown, overall_rows, task_rows
 from lerobot_smoothvla.evaluation.statistics import Interval
+from lerobot_smoothvla.redaction import redacted
 
 PAPER, GRPO = "2603.13925", "2402.03300"
+"""On arXiv."""
+TITLE = (
+    "SmoothVLA: Aligning Vision-Language-Action Models with Physical Constraints via Intrinsic Smoothness "
+    "Optimization"
+)
 _METRICS = {
     "jerk_rms": "Jerk RMS of the measured position, {unit}/s³ (lower is smoother)",
     "ldlj": "Log dimensionless jerk (higher is smoother)",
     "sparc": "Spectral arc length (higher is smoother)",
 }
-_TOKEN = re.compile(
-    r"\bhf_\w+|(?<=api_key=)\S+|(?<=token=)\S+|(?<=secret=)\S+|(?<=password=)\S+", re.IGNORECASE
-)
 _FOLDERS = re.compile(
     r"(?<![\w.:/~-])/(?:root|(?:home|Users)/[^/,]+)(?=$|[,\]])|(?<![\w.:/~-])/(?:[^/,:'\"\[\]]+/)+"
 )
@@ -131,9 +134,7 @@ def model_card(facts: CardFacts) -> ModelCard:
 
 def redact(command: str) -> str:
     """A command line without tokens, and with the last part of a directory alone, which says what it was."""
-    words = []
-    for word in shlex.split(command):
-        words.append(_FOLDERS.sub("…/", _TOKEN.sub("<redacted>", word)))
+    words = [_FOLDERS.sub("…/", word) for word in shlex.split(redacted(command))]
     return " ".join(word if " " not in word else shlex.quote(word) for word in words)
 
 
@@ -319,5 +320,9 @@ _CITATION = dedent(f"""\
     ## Citation
 
     ```bibtex
-    @misc{{smoothvla, title = {{SmoothVLA}}, eprint = {{{PAPER}}}, archivePrefix = {{arXiv}}}}
+    @misc{{li2026smoothvla,
+      title = {{{TITLE}}},
+      author = {{Li, Jiashun and Shi, Xiaoyu and Xie, Hong and Shang, Mingsheng and Lu, Yun}},
+      year = {{2026}}, eprint = {{{PAPER}}}, archivePrefix = {{arXiv}}
+    }}
     ```""")
