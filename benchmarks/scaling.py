@@ -1,4 +1,4 @@
-"""Episodes per second over the number of rollout workers, of local processes and of Ray actors.
+"""Episodes per second over rollout workers: local processes, Ray actors, processes around one policy.
 
     python benchmarks/scaling.py
 
@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--backends", nargs="+", default=["local", "ray"])
+    parser.add_argument("--backends", nargs="+", default=["local", "ray", "central"])
     parser.add_argument("--n_workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--episodes", type=int, default=4, help="of each worker")
     parser.add_argument("--episode_length", type=int, default=80)
@@ -59,7 +59,8 @@ def measure(backend: str, n_workers: int, actor: Actor, arguments: argparse.Name
         RolloutRequest(Start("libero_object", 0, k % 40, SEED + k), k, FlowMatchingRatio())
         for k in range(n_workers * arguments.episodes)
     ]
-    with closing(make_engine(env_config, actor, n_workers, RolloutConfig(backend))) as engine:
+    config = RolloutConfig(inference="central") if backend == "central" else RolloutConfig(backend)
+    with closing(make_engine(env_config, actor, n_workers, config)) as engine:
         engine.run(requests[:n_workers])  # Builds the simulators.
         rates, weights = [], []
         for _ in range(arguments.repetitions):

@@ -10,6 +10,7 @@ from lerobot.policies.rtc.configuration_rtc import RTCConfig
 from lerobot.policies.rtc.modeling_rtc import RTCProcessor
 from torch import Tensor
 
+from lerobot_smoothvla.flow.noise import Randomness
 from lerobot_smoothvla.flow.policy import Context, FlowPolicy
 from lerobot_smoothvla.flow.sampling import ChunkSample, initial_noise, integrate_ode
 
@@ -37,7 +38,7 @@ class RealTimeChunkingSampler:
 
     @torch.no_grad()
     def sample(
-        self, policy: FlowPolicy, context: Context, generator: torch.Generator, batch_size: int = 1
+        self, policy: FlowPolicy, context: Context, generator: Randomness, batch_size: int = 1
     ) -> ChunkSample:
         """Chunks from noise that `generator` draws, on its device, as `DeployedSampler` does."""
         noise = initial_noise(policy, generator, batch_size)

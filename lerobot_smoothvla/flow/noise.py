@@ -6,8 +6,52 @@ length 3 about a twentieth of that.
 Dims: B batch, H steps a chunk, P padded action dimensions. Action dimensions are independent of one another.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+
+
+class RowGenerators:
+    """A generator for each row of a batch, so that what a row draws does not depend on the others.
+
+    Attributes:
+        device: Of all of them.
+    """
+
+    def __init__(self, rows: Sequence[torch.Generator]) -> None:
+        """Take the generators of B ≥ 1 rows."""
+        self._rows = rows
+        self.device = rows[0].device
+
+    def draw(self, one: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """(B, ...) of what `one` draws with each generator, (1, ...)."""
+        return torch.cat([one(generator) for generator in self._rows])
+
+
+Randomness = torch.Generator | RowGenerators
+"""Where noise comes from: one generator for all rows of a batch, or one for each."""
+
+
+def normal(shape: Sequence[int], randomness: Randomness) -> Tensor:
+    """(B, ...) standard normal, float32, on the device of its source."""
+    if isinstance(randomness, RowGenerators):
+        return randomness.draw(lambda generator: normal((1, *shape[1:]), generator))
+    return torch.randn(*shape, generator=randomness, device=randomness.device)
+
+
+def uniform(shape: Sequence[int], randomness: Randomness) -> Tensor:
+    """(B, ...) uniform in [0, 1), float32, on the device of its source."""
+    if isinstance(randomness, RowGenerators):
+        return randomness.draw(lambda generator: uniform((1, *shape[1:]), generator))
+    return torch.rand(*shape, generator=randomness, device=randomness.device)
+
+
+def integers(end: int, shape: Sequence[int], randomness: Randomness) -> Tensor:
+    """(B, ...) uniform in 0, …, `end` − 1, on the device of its source."""
+    if isinstance(randomness, RowGenerators):
+        return randomness.draw(lambda generator: integers(end, (1, *shape[1:]), generator))
+    return torch.randint(end, tuple(shape), generator=randomness, device=randomness.device)
 
 
 def noise_factor(
@@ -44,7 +88,7 @@ def noise_factor(
     return torch.linalg.cholesky(covariance).to(device, torch.float32)
 
 
-def sample_noise(factor: Tensor, batch_size: int, dim: int, generator: torch.Generator) -> Tensor:
+def sample_noise(factor: Tensor, batch_size: int, dim: int, generator: Randomness) -> Tensor:
     """L·z with z ~ N(0, I).
 
     Args:
@@ -56,8 +100,7 @@ def sample_noise(factor: Tensor, batch_size: int, dim: int, generator: torch.Gen
     Returns:
         (B, H, P) float32.
     """
-    z = torch.randn(batch_size, len(factor), dim, generator=generator, device=generator.device)
-    return factor @ z
+    return factor @ normal((batch_size, len(factor), dim), generator)
 
 
 def whiten(noise: Tensor, factor: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ Dims: B batch, H steps a chunk, P padded action dimensions, A ≤ P real ones, K
 
 from typing import Protocol, Self
 
-import torch
 from torch import Tensor
+
+from lerobot_smoothvla.flow.noise import Randomness
 
 
 class Context(Protocol):
@@ -50,7 +51,7 @@ class ChunkPolicy(Protocol):
         """Observations, preprocessed, to a context of B rows. Differentiable."""
         ...
 
-    def denoise(self, context: Context, noise: Tensor, generator: torch.Generator) -> Tensor:
+    def denoise(self, context: Context, noise: Tensor, generator: Randomness) -> Tensor:
         """The chunk (B, H, P) that the deployed policy makes of `noise`, (B, H, P)."""
         ...
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lerobot_smoothvla.flow.noise import noise_factor, sample_noise
+from lerobot_smoothvla.flow.noise import Randomness, integers, noise_factor, normal, sample_noise, uniform
 from lerobot_smoothvla.flow.policy import ChunkPolicy, Context, DiffusionPolicy, FlowPolicy
 from lerobot_smoothvla.flow.sampling import (
     ChunkSample,
@@ -32,7 +32,7 @@ class RatioEstimator(ABC):
 
     @abstractmethod
     def sample(
-        self, policy: Any, context: Context, generator: torch.Generator, batch_size: int = 1
+        self, policy: Any, context: Context, generator: Randomness, batch_size: int = 1
     ) -> ChunkSample:
         """Chunks to execute, without gradient.
 
@@ -128,7 +128,7 @@ class StepwiseRatio(RatioEstimator):
 
     @torch.no_grad()
     def sample(
-        self, policy: ChunkPolicy, context: Context, generator: torch.Generator, batch_size: int = 1
+        self, policy: ChunkPolicy, context: Context, generator: Randomness, batch_size: int = 1
     ) -> ChunkSample:
         """Denoise, exploring in the chosen steps; see `RatioEstimator.sample`."""
         device = generator.device
@@ -183,7 +183,7 @@ class StepwiseRatio(RatioEstimator):
         log_prob = gaussian_log_prob(x_next, exploring.mean, exploring.std, factor, policy.action_dim)
         return ((log_prob.unflatten(0, shape) - baseline) * executed[:, None]).sum(-1)
 
-    def _draw_steps(self, num_steps: int, batch_size: int, generator: torch.Generator) -> Tensor:
+    def _draw_steps(self, num_steps: int, batch_size: int, generator: Randomness) -> Tensor:
         """Indices of the stochastic denoising steps, (B, R)."""
         n_candidates = num_steps - self.skip_last
         if n_candidates < 1:
@@ -191,10 +191,9 @@ class StepwiseRatio(RatioEstimator):
                 f"`skip_last` leaves no stochastic step with num_steps={num_steps}; "
                 "raise `num_steps` to at least 2 or set `skip_last=False`."
             )
-        device = generator.device
         if self.stochastic_steps == "all":
-            return torch.arange(n_candidates, device=device).repeat(batch_size, 1)
-        return torch.randint(n_candidates, (batch_size, 1), generator=generator, device=device)
+            return torch.arange(n_candidates, device=generator.device).repeat(batch_size, 1)
+        return integers(n_candidates, (batch_size, 1), generator)
 
 
 @dataclass(frozen=True)
@@ -267,16 +266,15 @@ class FlowMatchingRatio(RatioEstimator):
 
     @torch.no_grad()
     def sample(
-        self, policy: FlowPolicy, context: Context, generator: torch.Generator, batch_size: int = 1
+        self, policy: FlowPolicy, context: Context, generator: Randomness, batch_size: int = 1
     ) -> ChunkSample:
         """Integrate the ODE and draw the pairs; see `RatioEstimator.sample`.
 
         t ~ 0.001 + 0.999·Beta(1.5, 1), as in SmolVLA's training; Beta(1.5, 1) is u^(2/3) with u uniform.
         """
         chunk = DeployedSampler().sample(policy, context, generator, batch_size).actions
-        u = torch.rand(batch_size, self.n_pairs, generator=generator, device=generator.device)
-        eps_shape = (batch_size, self.n_pairs, *chunk.shape[1:])
-        eps = torch.randn(eps_shape, generator=generator, device=generator.device)
+        u = uniform((batch_size, self.n_pairs), generator)
+        eps = normal((batch_size, self.n_pairs, *chunk.shape[1:]), generator)
         return ChunkSample(chunk, {"chunk": chunk, "t": 0.001 + 0.999 * u ** (2 / 3), "eps": eps})
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lerobot_smoothvla.flow.noise import whiten
+from lerobot_smoothvla.flow.noise import Randomness, normal, whiten
 from lerobot_smoothvla.flow.policy import ChunkPolicy, Context, FlowPolicy
 
 
@@ -25,6 +25,12 @@ class ChunkSample:
 
     actions: Tensor
     record: dict[str, Tensor]
+
+    def row(self, index: int) -> "ChunkSample":
+        """One of the chunks, as a batch of 1, on the CPU."""
+        rows = slice(index, index + 1)
+        record = {name: value[rows].cpu() for name, value in self.record.items()}
+        return ChunkSample(self.actions[rows].cpu(), record)
 
 
 def time_grid(num_steps: int, device: torch.device | None = None) -> Tensor:
@@ -63,10 +69,9 @@ def integrate_ode(policy: FlowPolicy, context: Context, noise: Tensor) -> Tensor
     return x_t
 
 
-def initial_noise(policy: ChunkPolicy, generator: torch.Generator, batch_size: int) -> Tensor:
+def initial_noise(policy: ChunkPolicy, generator: Randomness, batch_size: int) -> Tensor:
     """(B, H, P) standard normal, x at t = 1, on the generator's device."""
-    shape = (batch_size, policy.chunk_size, policy.padded_action_dim)
-    return torch.randn(shape, generator=generator, device=generator.device)
+    return normal((batch_size, policy.chunk_size, policy.padded_action_dim), generator)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class DeployedSampler:
 
     @torch.no_grad()
     def sample(
-        self, policy: ChunkPolicy, context: Context, generator: torch.Generator, batch_size: int = 1
+        self, policy: ChunkPolicy, context: Context, generator: Randomness, batch_size: int = 1
     ) -> ChunkSample:
         """Chunks from noise that `generator` draws, on its device; see `RatioEstimator.sample`."""
         noise = initial_noise(policy, generator, batch_size)

@@ -246,8 +246,11 @@ class GRPOPipelineConfig(TrainPipelineConfig):
             env_adapter(self.env)
         if self.n_workers < 0:
             raise ValueError(f"`n_workers` should be at least 0, got {self.n_workers}.")
-        if self.rollout.backend == "ray" and self.n_workers == 0:
-            raise ValueError("`n_workers` should be at least 1 for --rollout.backend=ray, got 0.")
+        if self.n_workers == 0 and (self.rollout.backend == "ray" or self.rollout.inference == "central"):
+            raise ValueError(
+                "`n_workers` should be at least 1 for --rollout.backend=ray or --rollout.inference=central, "
+                "got 0."
+            )
         if self.steps < 1:
             raise ValueError(f"`steps` should be at least 1 iteration, got {self.steps}.")
 

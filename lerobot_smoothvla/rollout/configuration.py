@@ -1,10 +1,11 @@
-"""Where rollouts are run: `--rollout.backend` and `--rollout.address`."""
+"""Where rollouts are run: `--rollout.*`."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal, get_args
 
 Backend = Literal["local", "ray"]
+Inference = Literal["worker", "central"]
 
 
 @dataclass
@@ -16,11 +17,14 @@ class RolloutConfig:
         address: Of an existing cluster, `auto` or `HOST:PORT`; without one, Ray is started on this machine.
         timeout_s: How long a rollout may take, s, with the building of its simulator; a worker that takes
             longer is taken to hang, and replaced.
+        inference: Where the policy acts: a copy in every `worker`, or `central`, in the learner for all of
+            them at once, for policies too large to copy.
     """
 
     backend: Backend = "local"
     address: str | None = None
     timeout_s: float = 1800.0
+    inference: Inference = "worker"
 
     def __post_init__(self) -> None:
         """Reject what could not be run.
@@ -32,6 +36,15 @@ class RolloutConfig:
         if self.backend not in get_args(Backend):
             raise ValueError(
                 f"`backend` should be one of {', '.join(get_args(Backend))}, got '{self.backend}'."
+            )
+        if self.inference not in get_args(Inference):
+            raise ValueError(
+                f"`inference` should be one of {', '.join(get_args(Inference))}, got '{self.inference}'."
+            )
+        if self.inference == "central" and self.backend == "ray":
+            raise ValueError(
+                "`inference=central` needs workers on this machine; leave --rollout.backend=ray out, or let "
+                "each of its actors have a copy of the policy."
             )
         if not self.timeout_s > 0:
             raise ValueError(f"`timeout_s` should be a positive number of seconds, got {self.timeout_s}.")

@@ -28,6 +28,7 @@ from lerobot_smoothvla.episode import Episode, Start
 from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters import PolicyAdapter, adapt
 from lerobot_smoothvla.flow.adapters.execution import Execution
+from lerobot_smoothvla.flow.noise import Randomness
 from lerobot_smoothvla.flow.sampling import ChunkSample
 from lerobot_smoothvla.interruption import raise_if_asked
 
@@ -38,9 +39,7 @@ ATTEMPTS = 3
 class Sampler(Protocol):
     """How a chunk is drawn: any `RatioEstimator`, `DeployedSampler` or `RealTimeChunkingSampler`."""
 
-    def sample(
-        self, policy: Any, context: Any, generator: torch.Generator, batch_size: int = 1
-    ) -> ChunkSample:
+    def sample(self, policy: Any, context: Any, generator: Randomness, batch_size: int = 1) -> ChunkSample:
         """Chunks (B, H, P) and what a replay needs."""
         ...
 
@@ -62,6 +61,36 @@ class RolloutRequest:
     sampler: Sampler
     video: Path | None = None
     shift: Shift | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What comes of one policy call in one episode.
+
+    Attributes:
+        sample: Of the chunk, (1, H, P).
+        actions: (n, A) of the environment, those that are to be executed.
+    """
+
+    sample: ChunkSample
+    actions: Tensor
+
+
+class Player(Protocol):
+    """Plays episodes: an `Actor`, or what asks one elsewhere."""
+
+    @property
+    def n_obs_steps(self) -> int:
+        """How many of the last control steps it looks at."""
+        ...
+
+    def begin(self, request: RolloutRequest) -> Callable[[Observation, str], Decision]:
+        """Begin an episode.
+
+        Returns:
+            What decides, given observations as for `Actor.model_input` with B = 1, and the task string.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -87,11 +116,37 @@ class Actor:
         """The policy behind the seam."""
         return self.execution.apply(adapt(self.policy))
 
+    @property
+    def n_obs_steps(self) -> int:
+        """How many of the last control steps the policy looks at."""
+        return self.policy.config.n_obs_steps
+
+    def begin(self, request: RolloutRequest) -> Callable[[Observation, str], Decision]:
+        """Begin an episode; see `Player`."""
+        self.reset()
+        generator = torch.Generator(self.policy.config.device).manual_seed(request.noise_seed)
+        sampler = copy(request.sampler)  # It may remember what it draws, of this episode only.
+
+        def decide(observation: Observation, instruction: str) -> Decision:
+            return self.decide(observation, [instruction], sampler, generator)[0]
+
+        return decide
+
     def reset(self) -> None:
         """Begin an episode: forget the last one's actions."""
         for stateful in (self.preprocessor, self.postprocessor, self.action_filter):
             if stateful is not None:
                 stateful.reset()
+
+    @torch.no_grad()
+    def decide(
+        self, observations: Observation, instructions: list[str], sampler: Sampler, generator: Randomness
+    ) -> list[Decision]:
+        """One policy call for the observations of B episodes; arguments as in `model_input` and `Sampler`."""
+        context = self.adapter.encode(self.model_input(observations, instructions))
+        sample = sampler.sample(self.adapter, context, generator, len(instructions))
+        chunks = self.env_actions(sample.actions)[:, : self.policy.config.n_action_steps]
+        return [Decision(sample.row(index), chunk) for index, chunk in enumerate(chunks)]
 
     def model_input(self, observations: Observation, instructions: list[str]) -> dict[str, Tensor]:
         """Preprocessed batch for `ChunkPolicy.encode`.
@@ -119,7 +174,7 @@ class Actor:
 
 def run_episode(
     env: ChunkedEnv,
-    actor: Actor,
+    player: Player,
     request: RolloutRequest,
     on_frame: Callable[[Picture], None] | None = None,
 ) -> Episode:
@@ -127,28 +182,24 @@ def run_episode(
 
     Args:
         env: Of the start's task.
-        actor: The policy; its `n_action_steps` of every chunk are executed.
+        player: Of the policy; its `n_action_steps` of every chunk are executed.
         request: What to run.
         on_frame: Called with the first camera's picture after every control step; needs every one rendered.
     """
-    config, adapter = actor.policy.config, actor.adapter
-    generator = torch.Generator(config.device).manual_seed(request.noise_seed)
-    sampler = copy(request.sampler)  # It may remember what it draws, of this episode only.
-    actor.reset()
+    decide = player.begin(request)
     # What the policy has seen of the last control steps; before the first one it has always seen the same.
-    seen = deque([env.reset_to(request.start, request.shift)] * config.n_obs_steps, maxlen=config.n_obs_steps)
+    first = env.reset_to(request.start, request.shift)
+    seen = deque([first] * player.n_obs_steps, maxlen=player.n_obs_steps)
     positions, observations, samples, executed, actions = [env.position[None]], [], [], [], []
     done = success = False
     while not done:
         raise_if_asked()
         batch = _batch(seen)
-        with torch.no_grad():
-            context = adapter.encode(actor.model_input(batch, [env.task_description]))
-            sample = sampler.sample(adapter, context, generator)
-        chunk = actor.env_actions(sample.actions)[0, : config.n_action_steps]
+        decision = decide(batch, env.task_description)
+        sample, chunk = decision.sample, decision.actions
         if not chunk.isfinite().all():
             raise FloatingPointError("The policy's actions should be finite; its weights may not be.")
-        outcome = env.step_chunk(chunk.numpy(), on_frame, config.n_obs_steps)
+        outcome = env.step_chunk(chunk.numpy(), on_frame, player.n_obs_steps)
         observations.append(batch)
         samples.append(sample)
         executed.append(outcome.n_steps)
@@ -161,7 +212,7 @@ def run_episode(
         instruction=env.task_description,
         observations=_concatenate(observations),
         record=_concatenate([sample.record for sample in samples]),
-        chunks=torch.cat([sample.actions for sample in samples]).cpu(),
+        chunks=torch.cat([sample.actions for sample in samples]),
         executed=torch.tensor(executed),
         actions=torch.cat(actions),
         positions=torch.from_numpy(np.concatenate(positions)),

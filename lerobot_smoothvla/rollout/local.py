@@ -10,7 +10,7 @@ import pickle
 import signal
 import traceback
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -33,7 +33,14 @@ from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.peft_loading import adapter_of, with_structure
 from lerobot_smoothvla.rollout.configuration import RolloutConfig
-from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutError, RolloutRequest, run_episode
+from lerobot_smoothvla.rollout.engine import (
+    Actor,
+    Player,
+    RolloutEngine,
+    RolloutError,
+    RolloutRequest,
+    run_episode,
+)
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
 """Of torch and of Mesa's software renderer: with one process a core, more get in each other's way."""
@@ -70,13 +77,13 @@ class Simulators:
             self._envs.popitem()[1].close()
 
 
-def rollout(simulators: Simulators, actor: Actor, request: RolloutRequest) -> Episode:
+def rollout(simulators: Simulators, player: Player, request: RolloutRequest) -> Episode:
     """Run one request, with its video if it wants one."""
     env = simulators.get(request.start.suite, request.start.task_id)
     if request.video is None:
-        return run_episode(env, actor, request)
+        return run_episode(env, player, request)
     frames: list[Picture] = []
-    episode = run_episode(env, actor, request, frames.append)
+    episode = run_episode(env, player, request, frames.append)
     request.video.parent.mkdir(parents=True, exist_ok=True)
     write_video(str(request.video), frames, fps=round(1 / env.dt))
     return episode
@@ -154,28 +161,25 @@ class ActorRecipe:
 
 
 class ProcessWorker:
-    """Runs requests in a process of its own, with its own simulators and its own copy of the policy."""
+    """Runs requests in a process of its own, with its own simulators."""
 
-    def __init__(self, env_config: EnvConfig, recipe: ActorRecipe, weights: dict[str, Tensor]):
+    def __init__(self, serve: Callable[..., None], *arguments: Any) -> None:
         """Start the process.
 
         Args:
-            env_config: LeRobot's environment config.
-            recipe: Of the actor.
-            weights: The policy's state in shared memory.
+            serve: What it does, given its end of the connection and `arguments`, until that is closed.
+            arguments: Of `serve`.
         """
         context = mp.get_context("spawn")
         self.connection, child = context.Pipe()
         with _environment(ONE_THREAD):
-            self._process = context.Process(
-                target=_serve, args=(child, env_config, recipe, weights), daemon=True
-            )
+            self._process = context.Process(target=serve, args=(child, *arguments), daemon=True)
             self._process.start()
         child.close()
 
     def submit(self, request: RolloutRequest) -> None:
         """Send the request."""
-        self._send(request)
+        self.send(request)
 
     def collect(self) -> Episode:
         """Wait for the episode.
@@ -184,7 +188,7 @@ class ProcessWorker:
             RolloutError: If the rollout failed in the worker, or the worker died.
         """
         try:
-            episode, error = self.connection.recv()
+            episode, error = self._answer()
         except (EOFError, OSError):
             self._process.join(5)
             raise RolloutError(
@@ -198,7 +202,7 @@ class ProcessWorker:
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
         """Tell the process to read the shared weights, which the caller has updated."""
-        self._send("load_weights")
+        self.send("load_weights")
 
     def kill(self) -> None:
         """End the process at once."""
@@ -211,25 +215,40 @@ class ProcessWorker:
         if self._process.is_alive():
             self._process.kill()
 
-    def _send(self, message: Any) -> None:
+    def send(self, message: Any) -> None:
         """To a process that may be gone, which `collect` will find."""
         with suppress(OSError):
-            _send(self.connection, message)
+            send(self.connection, message)
+
+    def _answer(self) -> Any:
+        """Episode and None, or None and what went wrong."""
+        return self.connection.recv()
 
 
-def _serve(
-    connection: Connection,
-    env_config: EnvConfig,
-    recipe: ActorRecipe,
-    weights: dict[str, Tensor],
+def _act(
+    connection: Connection, env_config: EnvConfig, recipe: ActorRecipe, weights: dict[str, Tensor]
 ) -> None:
-    """What a worker process does until its connection is closed."""
+    """What a worker process with a policy does."""
+    register_third_party_plugins()  # The policy's adapter may be one's; the config's module need not know it.
+    actor = recipe.build(weights)
+    serve(connection, env_config, actor, lambda: actor.policy.load_state_dict(weights))
+
+
+def serve(
+    connection: Connection, env_config: EnvConfig, player: Player, load_weights: Callable[[], Any]
+) -> None:
+    """Roll out what is asked for, until the connection is closed.
+
+    Args:
+        connection: To whoever asks.
+        env_config: LeRobot's environment config.
+        player: Of the policy.
+        load_weights: Called where the policy is to act with new weights.
+    """
     # Ctrl-C reaches the whole process group; the parent decides what ends when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    register_third_party_plugins()  # The policy's adapter may be one's; the config's module need not know it.
     simulators = Simulators(env_config)
-    actor = recipe.build(weights)
     while True:
         try:
             request = connection.recv()
@@ -237,16 +256,16 @@ def _serve(
             simulators.close()
             return
         if request == "load_weights":
-            actor.policy.load_state_dict(weights)
+            load_weights()
             continue
         try:
-            answer: tuple[Episode | None, str | None] = (rollout(simulators, actor, request), None)
+            answer: tuple[Episode | None, str | None] = (rollout(simulators, player, request), None)
         except Exception:
             answer = (None, traceback.format_exc())
-        _send(connection, answer)
+        send(connection, answer)
 
 
-def _send(connection: Connection, message: Any) -> None:
+def send(connection: Connection, message: Any) -> None:
     """As `connection.send`, but by value: that passes tensors as file descriptors, too few for a long run.
 
     And where the connection is broken, CPython 3.12 can crash when it collects what `send` left behind.
@@ -294,9 +313,9 @@ class ProcessEngine(RolloutEngine[ProcessWorker]):
         recipe = ActorRecipe.of(actor)
 
         def worker() -> ProcessWorker:
-            return ProcessWorker(env_config, recipe, self._shared)
+            return ProcessWorker(_act, env_config, recipe, self._shared)
 
-        super().__init__([worker() for _ in range(n_workers)], _wait_for_processes, worker, timeout_s)
+        super().__init__([worker() for _ in range(n_workers)], wait_for_processes, worker, timeout_s)
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
         """Write the weights to shared memory once, and tell every worker."""
@@ -332,10 +351,15 @@ def make_engine(
         return RayEngine(env_config, actor, n_workers, config.address, config.timeout_s)
     if n_workers == 0:
         return RolloutEngine([SerialWorker(env_config, actor)])
+    if config.inference == "central":
+        from lerobot_smoothvla.rollout.central import CentralEngine
+
+        return CentralEngine(env_config, actor, n_workers, config.timeout_s)
     return ProcessEngine(env_config, actor, n_workers, config.timeout_s)
 
 
-def _wait_for_processes(workers: Iterable[ProcessWorker], timeout_s: float) -> list[ProcessWorker]:
+def wait_for_processes[W: ProcessWorker](workers: Iterable[W], timeout_s: float) -> list[W]:
+    """Those of the workers that have sent something, or are gone, within the time; none if there is none."""
     workers = list(workers)
     ready = wait([worker.connection for worker in workers], min(timeout_s, _A_DAY_S))
     return [worker for worker in workers if worker.connection in ready]

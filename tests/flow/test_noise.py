@@ -1,11 +1,20 @@
 """Covariance, whitening and smoothness of the noise over a chunk."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from lerobot_smoothvla.flow.noise import noise_factor, sample_noise, whiten
+from lerobot_smoothvla.flow.noise import (
+    RowGenerators,
+    integers,
+    noise_factor,
+    normal,
+    sample_noise,
+    uniform,
+    whiten,
+)
 
 H = 12
 
@@ -64,3 +73,13 @@ def test_negative_length_and_zero_jitter_are_rejected():
         noise_factor(H, -1)
     with pytest.raises(ValueError, match="jitter.*got 0"):
         noise_factor(H, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("draw", [normal, uniform, partial(integers, 7)])
+def test_a_row_with_its_own_generator_draws_what_it_draws_alone(draw):
+    def generators() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in range(3)]
+
+    together = draw((3, 4, 5), RowGenerators(generators()))
+    alone = [draw((1, 4, 5), generator) for generator in generators()]
+    assert torch.equal(together, torch.cat(alone)) and len({row.sum().item() for row in together}) == 3

@@ -14,6 +14,7 @@ from lerobot.__version__ import __version__ as lerobot_version
 from lerobot.policies import PreTrainedPolicy
 from torch import Tensor
 
+from lerobot_smoothvla.flow.noise import Randomness, normal
 from lerobot_smoothvla.flow.policy import Context
 from lerobot_smoothvla.flow.sampling import integrate_ode
 
@@ -119,7 +120,7 @@ class PolicyAdapter(ABC):
         """See `ChunkPolicy.encode`."""
 
     @abstractmethod
-    def denoise(self, context: Any, noise: Tensor, generator: torch.Generator) -> Tensor:
+    def denoise(self, context: Any, noise: Tensor, generator: Randomness) -> Tensor:
         """See `ChunkPolicy.denoise`."""
 
     def to_actions(self, chunks: Tensor) -> Tensor:
@@ -163,7 +164,7 @@ class FlowAdapter(PolicyAdapter):
     def velocity(self, context: Any, x_t: Tensor, t: Tensor) -> Tensor:
         """See `FlowPolicy.velocity`."""
 
-    def denoise(self, context: Context, noise: Tensor, generator: torch.Generator) -> Tensor:
+    def denoise(self, context: Context, noise: Tensor, generator: Randomness) -> Tensor:
         """K Euler steps of the ODE, without further noise."""
         return integrate_ode(self, context, noise)
 
@@ -183,12 +184,11 @@ class DiffusionAdapter(PolicyAdapter):
     ) -> tuple[Tensor, Tensor]:
         """See `DiffusionPolicy.posterior`."""
 
-    def denoise(self, context: Any, noise: Tensor, generator: torch.Generator) -> Tensor:
+    def denoise(self, context: Any, noise: Tensor, generator: Randomness) -> Tensor:
         """K steps of the deployed chain."""
         x = noise
         for k in range(self.num_steps):
             step = torch.full((len(x),), k, device=x.device)
             mean, std = self.posterior(self.predict(context, x, step), x, step)
-            z = torch.randn(x.shape, generator=generator, device=generator.device)
-            x = mean + std * z
+            x = mean + std * normal(x.shape, generator)
         return x
