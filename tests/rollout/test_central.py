@@ -2,8 +2,7 @@
 
 import os
 import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,10 +15,10 @@ from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot_smoothvla.episode import Episode, Start
 from lerobot_smoothvla.filters.steps import ChunkBlendStep
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio
-from lerobot_smoothvla.rollout.central import CentralEngine
+from lerobot_smoothvla.rollout.central import CentralEngine, CentralWorker
 from lerobot_smoothvla.rollout.configuration import RolloutConfig
 from lerobot_smoothvla.rollout.engine import Actor, Decision, RolloutEngine, RolloutRequest
-from lerobot_smoothvla.rollout.local import make_engine
+from lerobot_smoothvla.rollout.local import make_engine, wait_for_processes
 
 START = Start("libero_object", 0, 3, 7)
 REQUESTS = [RolloutRequest(START, seed, FlowSDERatio(level=0.3)) for seed in range(3)]
@@ -27,11 +26,10 @@ REQUESTS.append(RolloutRequest(START, 3, FlowMatchingRatio()))
 
 
 class Counted(Actor):
-    """An actor that remembers how many episodes each of its calls was for, and is as slow as a large one."""
+    """An actor that remembers how many episodes each of its calls was for."""
 
     def decide(self, observations: Any, instructions: list[str], *others: Any) -> list[Decision]:
         self.__dict__.setdefault("rows", []).append(len(instructions))
-        time.sleep(0.2)
         return super().decide(observations, instructions, *others)
 
 
@@ -87,8 +85,17 @@ def test_alone_an_episode_is_the_workers_own_bit_by_bit(engine, expected):
         assert_same(engine.run([request])[0], episode, tolerance=0)
 
 
-def test_together_they_are_the_same_but_for_the_last_bits_of_a_batched_network(engine, counted, expected):
+def all_of(workers: Iterable[CentralWorker], timeout_s: float) -> list[CentralWorker]:
+    """All that are busy, as if the policy was so slow that all of them had to wait for it."""
+    workers = list(workers)
+    return [worker for each in workers for worker in wait_for_processes([each], timeout_s)]
+
+
+def test_together_they_are_the_same_but_for_the_last_bits_of_a_batched_network(
+    engine, counted, expected, monkeypatch
+):
     counted.rows.clear()
+    monkeypatch.setattr("lerobot_smoothvla.rollout.central.wait_for_processes", all_of)
     for one, other in zip(engine.run(REQUESTS), expected, strict=True):
         # Pixels are whole numbers, of which a few may be the next one.
         assert_same(replace(one, observations={}), replace(other, observations={}), tolerance=1e-3)
