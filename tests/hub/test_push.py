@@ -231,6 +231,23 @@ def test_what_passes_by_itself_is_waited_for(fault, hub, commands, run):
     assert pushed == (last(run) / "model.safetensors").read_bytes()
 
 
+OVER_XET = """
+import sys
+from huggingface_hub import constants
+from lerobot_smoothvla.cli.main import main
+
+constants.HF_HUB_DISABLE_XET = False
+sys.exit(main())
+"""
+
+
+def test_a_hub_that_refuses_xet_is_a_failed_push_like_any_other(hub, commands, run):
+    hub.faults.append(Fault("xet-write-token", 403))
+    result = commands.python(OVER_XET, "smoothvla", "push", run, "--repo_id=me/smooth")
+    assert result.code == 2 and f"`smoothvla push {run} --repo_id=me/smooth` pushes it" in said(result)
+    assert any("xet-write-token" in request for request in hub.requests)
+
+
 def test_offline_is_said_at_once(hub, commands, run):
     with hub.out_of_reach():
         result = commands.smoothvla("push", run, "--repo_id=me/smooth", "--private=true")
