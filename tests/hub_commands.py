@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 # One process imports what takes long, with the environment that the client reads on import, and starts
-# nothing; each command is a fork of it.
+# nothing, not even the threads of a library; each command is a fork of it.
 _MOTHER = """
 import json, os, sys
 import torch
@@ -59,10 +59,10 @@ class Commands:
     def __init__(self, environment: Mapping[str, str], cwd: Path) -> None:
         self._directory = TemporaryDirectory()
         self._cwd = cwd
-        home = {"HF_HOME": self._directory.name}
+        own = {"HF_HOME": self._directory.name, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._mother = subprocess.Popen(
             [sys.executable, "-c", _MOTHER],
-            env={**os.environ, **environment, **home},
+            env={**os.environ, **environment, **own},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -105,12 +105,12 @@ def _measured(run: EvaluationRun, checkpoint: Path, warm_start: str) -> Measured
             f"the checkpoint that is pushed, '{checkpoint}'; evaluate that one with `smoothvla eval "
             f"--policy.path={checkpoint}`, from the same directory."
         )
-    shift = json.loads((run.path / EVAL_INFO).read_text(encoding="utf-8"))["shift"]
+    shift = json.loads((run.path / EVAL_INFO).read_text(encoding="utf-8")).get("shift")
     conditions = [f"{shift['kind']} shifted by {shift['magnitude']} {shift['unit']}"] if shift else []
     if run.filters["policy"] != "none":
         conditions.append(f"actions through the filter `{run.filters['policy']}`")
-    compared = Path(run.checkpoints.get("compare", "")).resolve()
-    baseline = "the warm start" if compared == Path(warm_start).resolve() else "another checkpoint"
+    names = {Path(warm_start).resolve(): "the warm start", checkpoint.resolve(): "this policy itself"}
+    baseline = names.get(Path(run.checkpoints.get("compare", "")).resolve(), "another checkpoint")
     if run.filters.get("compare", "none") != "none":
         baseline += f" with its actions through the filter `{run.filters['compare']}`"
     return Measured(run.results["policy"], run.results.get("compare"), baseline, ", ".join(conditions))

@@ -19,7 +19,7 @@ from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 from lerobot_smoothvla.cli.main import main
 from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
-from lerobot_smoothvla.grpo.trainer import iteration_metrics, sample_starts
+from lerobot_smoothvla.grpo.trainer import _keep_lines, iteration_metrics, sample_starts
 from lerobot_smoothvla.report.build import ReportConfig, write_report
 from lerobot_smoothvla.report.runs import read_runs
 
@@ -145,6 +145,15 @@ def test_a_finished_run_says_so_and_goes_on_with_more_steps(uninterrupted, tmp_p
     assert line["iteration"] == 3 and set(line) == METRICS
     assert (line["success_rate"], line["ratio_deviation"], line["n_chunks"]) == (0, None, 0)
     assert same(weights_of(output, "000003"), weights_of(output, "000002"))
+
+
+def test_the_log_of_a_run_that_came_from_the_hub_is_cut_by_iteration_not_by_line(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"iteration": iteration}) + "\n" for iteration in (4, 5, 6)]
+    for done, kept in ((5, 2), (3, 0), (9, 3)):
+        log.write_text("".join(lines))
+        _keep_lines(log, done)
+        assert log.read_text() == "".join(lines[:kept])
 
 
 # --- starts and metrics

@@ -65,19 +65,26 @@ def test_a_pushed_policy_is_pulled_with_the_same_weights_and_processors(hub, com
     assert loaded.code == 0 and "the same" in loaded.said, loaded.said
 
 
-def test_the_card_holds_what_the_evaluation_found_and_nothing_of_the_machine(hub, commands, run, tmp_path):
-    evaluated = evaluation([True, True, False, True], suite="pusht")
-    paths = write_evaluation(tmp_path / "evaluation", policy=evaluated)
-    info = json.loads((paths / "eval_info.json").read_text())
-    info["policy"]["path"] = str(last(run))
-    (paths / "eval_info.json").write_text(json.dumps(info))
-    result = commands.smoothvla("push", run, paths, "--repo_id=me/smooth")
+def test_the_card_holds_what_the_evaluation_found_and_nothing_of_the_machine(
+    hub, commands, run, warm_start, tmp_path
+):
+    success = {"policy": [True, True, False, True], "compare": [True] * 4}
+    results = {name: evaluation(solved, suite="pusht") for name, solved in success.items()}
+    directory = write_evaluation(tmp_path / "evaluation", **results)
+    info = json.loads((directory / "eval_info.json").read_text())
+    info["policy"] |= {"path": str(last(run)), "filter": {"type": "ruckig"}}
+    info["compare"] |= {"path": str(warm_start), "filter": {"type": "blend"}}
+    info["shift"] = {"kind": "camera", "magnitude": 0.05, "unit": "m"}
+    (directory / "eval_info.json").write_text(json.dumps(info))
+    result = commands.smoothvla("push", run, directory, "--repo_id=me/smooth")
     assert result.code == 0, result.said
     text = hub.repositories["me/smooth"].files()["README.md"].decode()
     (entry, *_), card = ModelCard(text).data.eval_results, ModelCard(text)
     assert (entry.metric_type, entry.metric_value) == ("success_rate", 0.75)
     assert card.data.library_name == "lerobot" and "robotics" in card.data.tags
     assert "0.75" in text and "[0.30, 0.95]" in text  # Wilson's interval of 3 of 4
+    assert "4 starts, camera shifted by 0.05 m, actions through the filter `ruckig`" in text
+    assert "The baseline is the warm start with its actions through the filter `blend`" in text
     assert "hf_secret" not in text and "alice" not in text and str(tmp_path) not in text
 
 
@@ -229,6 +236,23 @@ def test_what_passes_by_itself_is_waited_for(fault, hub, commands, run):
     assert result.code == 0 and fault.times == 0, result.said
     pushed = hub.repositories["me/smooth"].files()["model.safetensors"]
     assert pushed == (last(run) / "model.safetensors").read_bytes()
+
+
+OVER_XET = """
+import sys
+from huggingface_hub import constants
+from lerobot_smoothvla.cli.main import main
+
+constants.HF_HUB_DISABLE_XET = False
+sys.exit(main())
+"""
+
+
+def test_a_hub_that_refuses_xet_is_a_failed_push_like_any_other(hub, commands, run):
+    hub.faults.append(Fault("xet-write-token", 403))
+    result = commands.python(OVER_XET, "smoothvla", "push", run, "--repo_id=me/smooth")
+    assert result.code == 2 and f"`smoothvla push {run} --repo_id=me/smooth` pushes it" in said(result)
+    assert any("xet-write-token" in request for request in hub.requests)
 
 
 def test_offline_is_said_at_once(hub, commands, run):

@@ -103,6 +103,23 @@ def test_a_run_from_a_revision_is_pushed_evaluated_by_stock_lerobot_and_resumed_
     assert again.code == 2 and "has a checkpoint already; leave --config_path out" in paragraph(again)
 
 
+def test_an_adapter_on_a_revision_of_the_hub_is_loaded_by_stock_lerobot(hub, commands, base, tmp_path):
+    start = (f"--policy.path={base}", "--policy.pretrained_revision=v1", "--peft.r=2")
+    flags = (*RUN, *start, "--policy.repo_id=me/lora", "--steps=1", f"--output_dir={tmp_path / 'run'}")
+    run = commands.python(EASY, "smoothvla", "grpo", *flags)
+    assert run.code == 0, run.said
+    files = hub.repositories["me/lora"].files()
+    adapter = json.loads(files["adapter_config.json"])
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("me/base", "v1")
+    assert "model.safetensors" not in files
+    card = ModelCard(files["README.md"].decode()).data
+    assert (card.base_model, card.to_dict()["base_model_relation"]) == ("me/base", "adapter")
+    evaluate = ("--policy.path=me/lora", "--env.type=pusht", "--env.episode_length=12")
+    evaluate += ("--eval.n_episodes=1", "--eval.batch_size=1", f"--output_dir={tmp_path / 'eval'}")
+    evaluated = commands.python(EVALUATE, "lerobot-eval", *evaluate)
+    assert evaluated.code == 0 and (tmp_path / "eval" / "eval_info.json").is_file(), evaluated.said
+
+
 def test_a_training_whose_push_fails_is_done_and_says_how_to_push_it(hub, commands, warm_start, tmp_path):
     hub.faults.append(Fault("(tag/|/commit/)", 403))
     run = (
