@@ -62,8 +62,8 @@ def readable(where: str) -> Iterator[None]:
         yield
     except (ValueError, CompatibilityError, *UNREADABLE) as error:
         raise ValueError(
-            f"The dataset {where} cannot be read: {said(error).rstrip('.')}. Its meta/info.json and its parquet "
-            "files should be as LeRobot writes them; fetch or record it again."
+            f"The dataset {where} cannot be read: {said(error).rstrip('.')}. Its meta/info.json and its "
+            "parquet files should be as LeRobot writes them; fetch or record it again."
         ) from error
 
 
