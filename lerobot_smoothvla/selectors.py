@@ -257,5 +257,5 @@ def _env_type_in(file: Path, entry: str | None = None) -> str | None:
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         return (settings[entry] if entry else settings)["type"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, yaml.YAMLError, KeyError, TypeError, RecursionError):
         return None

@@ -35,6 +35,7 @@ LAYERS = {
     "selectors": 2,
     "peft_loading": 2,
     "checkpoint_safety": 2,
+    "dataset_loading": 2,
     "provenance": 2,
     "settings": 2,
     "interruption": 2,

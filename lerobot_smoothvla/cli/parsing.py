@@ -6,10 +6,13 @@ import sys
 from argparse import ArgumentError
 from contextlib import redirect_stderr
 
+import yaml
 from draccus.utils import DecodingError, ParsingError
 from lerobot.configs import parser
+from lerobot.configs.parser import PluginLoadError
 from lerobot.utils.import_utils import register_third_party_plugins
 
+from lerobot_smoothvla.checkpoint_safety import UNREADABLE, said
 from lerobot_smoothvla.redaction import require_no_token_in_config
 
 
@@ -31,19 +34,22 @@ def parse[Config](config_class: type[Config]) -> Config:
     register_third_party_plugins()  # This package's policy is one of them.
     # No command decodes videos of a dataset; where torchcodec finds no FFmpeg, LeRobot prints pages about it.
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(stderr):
             config: Config = parser.wrap()(parsed)()
     except (ParsingError, ArgumentError) as error:
         reason = error if isinstance(error, DecodingError) else error.__cause__ or error
         raise ValueError(str(reason)) from error
+    except (yaml.YAMLError, PluginLoadError, *UNREADABLE) as error:
+        given = " ".join(sys.argv[1:])
+        raise ValueError(f"The options {given} cannot be read: {said(error)}") from error
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         # argparse prints the usage, some 1,600 lines of it, and then what is wrong.
-        objection = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        objection = stderr.getvalue().strip().rpartition("error: ")[2]
         raise ValueError(f"{objection}; `{sys.argv[0]} --help` lists the flags.") from stop
-    sys.stderr.write(said.getvalue())
+    sys.stderr.write(stderr.getvalue())
     require_no_token_in_config(config)
     return config

@@ -7,11 +7,11 @@ from typing import Any
 
 import draccus
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
+from lerobot_smoothvla.dataset_loading import load_dataset, readable
 from lerobot_smoothvla.envs.adapters import commands_of
 from lerobot_smoothvla.episode import Embodiment, arm_dimensions
 from lerobot_smoothvla.filters.real_time_chunking import RealTimeChunkingSampler
@@ -233,11 +233,13 @@ def _actions_of(root: Path, embodiment: Embodiment) -> list[Tensor]:
 
     Raises:
         FileNotFoundError: If there is none.
+        ValueError: If it cannot be read.
     """
     if not (root / "meta" / "info.json").is_file():
         raise FileNotFoundError(f"There is no LeRobot dataset '{root}': expected {root}/meta/info.json.")
-    columns = LeRobotDataset(root.name, root=root).hf_dataset.select_columns([ACTION, "episode_index"])
-    rows = columns.with_format("torch")[:]
-    actions, episode = torch.stack(list(rows[ACTION])), torch.as_tensor(rows["episode_index"])
+    dataset = load_dataset(root.name, root)
+    with readable(f"in '{root}'"):
+        rows = dataset.hf_dataset.select_columns([ACTION, "episode_index"]).with_format("torch")[:]
+        actions, episode = torch.stack(list(rows[ACTION])), torch.as_tensor(rows["episode_index"])
     arm = arm_dimensions(actions.shape[-1], embodiment.grippers)
     return [actions[episode == index][:, arm] for index in episode.unique()]

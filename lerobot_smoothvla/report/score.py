@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch import Tensor
 
+from lerobot_smoothvla.dataset_loading import FPS, load_dataset, readable
 from lerobot_smoothvla.evaluation.evaluate import without_nan
 from lerobot_smoothvla.evaluation.statistics import Interval, bootstrap_interval
 from lerobot_smoothvla.report.signal import (
@@ -80,8 +80,10 @@ class ScoreConfig:
             raise ValueError(
                 "There is nothing to score: pass --dataset.repo_id=USER/NAME or --dataset.root=DIR."
             )
-        if self.fps is not None and not 0 < self.fps < math.inf:
-            raise ValueError(f"`fps` should be positive, got {self.fps}.")
+        if self.fps is not None and not FPS[0] <= self.fps <= FPS[1]:
+            raise ValueError(
+                f"`fps` should be from {FPS[0]:g} to {FPS[1]:g} frames a second, got {self.fps}."
+            )
         if self.n_worst < 0:
             raise ValueError(f"`n_worst` should be at least 0, got {self.n_worst}.")
 
@@ -181,21 +183,23 @@ def score_dataset(config: ScoreConfig) -> Score:
 
     Raises:
         OSError: If the dataset is neither on this machine nor in reach.
-        ValueError: If it does not tell where its positions are, or in which unit.
+        ValueError: If it cannot be read, or does not tell where its positions are, or in which unit.
     """
-    dataset = _load(config.dataset)
+    of = config.dataset
+    dataset = load_dataset(of.repo_id or f"local/{of.name}", of.root)
     features, robot_type = dataset.meta.features, dataset.meta.robot_type
     key, dims = find_key(features, config.position)
-    # A format of its own: LeRobot's transform would touch every frame by itself.
-    columns = dataset.select_columns([key, "episode_index"]).with_format("numpy")[:]
-    positions = as_positions(columns[key], dims)
+    with readable(f"'{of.name}'"):
+        # A format of its own: LeRobot's transform would touch every frame by itself.
+        columns = dataset.select_columns([key, "episode_index"]).with_format("numpy")[:]
+        positions = as_positions(columns[key], dims)
+        indices = torch.as_tensor(columns["episode_index"]).flatten()
+        tasks = {index: _task(dataset, index) for index in indices.unique().tolist()}
     names = tuple(flat_names(features[key])[dim] for dim in dims)
     signal = Signal(key, dims, names, find_unit(names, robot_type, positions, config.position))
     fps, note = (config.fps, None) if config.fps else control_rate(features, robot_type, dataset.meta.fps)
-    indices = torch.as_tensor(columns["episode_index"]).flatten()
     recordings = tuple(
-        _recording(index, _task(dataset, index), positions[indices == index], 1 / fps, signal)
-        for index in indices.unique().tolist()
+        _recording(index, task, positions[indices == index], 1 / fps, signal) for index, task in tasks.items()
     )
     notes = tuple(filter(None, [note, _too_short(recordings)]))
     return Score(
@@ -254,19 +258,6 @@ def _recording(index: int, task: str, positions: Tensor, dt: float, signal: Sign
     executed = torch.tensor([len(positions) - 1])
     measured = measure(positions, dt, executed, signal.moving_speed)
     return Recording(index, task, positions, {name: measured[name] for name in TERMS})
-
-
-def _load(config: ScoreDatasetConfig) -> LeRobotDataset:
-    try:
-        return LeRobotDataset(
-            config.repo_id or f"local/{config.name}", root=config.root, download_videos=False
-        )
-    except (OSError, httpx.HTTPError) as error:
-        where = f"in '{config.root}'" if config.root else f"called '{config.repo_id}' on this machine"
-        raise OSError(
-            f"There is no dataset {where}, and the Hub does not give it either ({error}); pass the directory "
-            "that holds `meta/info.json` as --dataset.root."
-        ) from error
 
 
 def _task(dataset: LeRobotDataset, index: int) -> str:

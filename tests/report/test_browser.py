@@ -106,6 +106,27 @@ def test_nothing_is_loaded_and_nothing_complained_about(browser, file):
     assert complaints == []
 
 
+def test_what_files_say_is_shown_and_not_run(browser, tmp_path):
+    evil = '"><script>ran = 1</script><img src=x onerror="ran = 1"><svg onload="ran = 1">'
+    positions = path(0).double()
+    terms = measure(positions, 0.05, torch.tensor([len(positions) - 1]))
+    recordings = [Recording(0, evil, positions, {name: terms[name] for name in TERMS})]
+    moments = worst_moments(recordings, 0.05, 3)
+    made = Score(
+        evil, Signal(evil, (0, 1, 2), (evil, "y", "z"), "m"), 20, tuple(recordings), moments, (evil,)
+    )
+    shown = score_page(made, {"command": evil})
+    pages = {}
+    # The page's own policy would stop a script, too; here only the escaping does.
+    for name, text in {"escaped": shown.replace("Content-Security-Policy", "none"), "raw": evil}.items():
+        (tmp_path / f"{name}.html").write_text(text, encoding="utf-8")
+        pages[name] = opened(browser, tmp_path / f"{name}.html")
+        pages[name].wait_for_load_state("networkidle")
+    assert pages["raw"].evaluate("window.ran") == 1
+    assert pages["escaped"].evaluate("window.ran") is None
+    assert pages["escaped"].inner_text("main").count(evil) >= 5
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_it_fits_the_screen(browser, file, width):
     page = opened(browser, file, width)
