@@ -16,7 +16,7 @@ COMMANDS = {
     "eval": "measure success and smoothness on given starts, or compare two checkpoints",
     "report": "show runs, evaluations and comparisons as one HTML page",
     "score": "measure the smoothness of a dataset's episodes, and find the worst moments",
-    "export": "make a plain LeRobot checkpoint of a fine-tuned one: adapters merged, smoothvla as smolvla",
+    "export": "make a plain LeRobot checkpoint of a fine-tuned one (adapters merged), or one with a guard",
     "demo": "run the whole path: demonstrations, supervised training, GRPO, comparison",
     "study": "compare success alone with the jerk reward over several seeds, tasks and conditions",
 }
