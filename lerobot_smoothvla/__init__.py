@@ -18,4 +18,4 @@ import sys
 
 if "lerobot.configs.policies" in sys.modules:
     from lerobot_smoothvla import configuration_smoothvla  # noqa: F401
-    from lerobot_smoothvla.filters import steps  # noqa: F401
+    from lerobot_smoothvla.filters import guard, steps  # noqa: F401

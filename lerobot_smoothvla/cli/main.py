@@ -18,7 +18,7 @@ COMMANDS = {
     "report": "show runs, evaluations and comparisons as one HTML page",
     "score": "measure the smoothness of a dataset's episodes, and find the worst moments",
     "push": "push a run's checkpoint to the Hub, with a model card made from the run and its evaluations",
-    "export": "make a plain LeRobot checkpoint of a fine-tuned one: adapters merged, smoothvla as smolvla",
+    "export": "make a plain LeRobot checkpoint of a fine-tuned one (adapters merged), or one with a guard",
     "demo": "run the whole path: demonstrations, supervised training, GRPO, comparison",
     "study": "compare success alone with the jerk reward over several seeds, tasks and conditions",
 }

@@ -1,19 +1,23 @@
 """Which filter a policy acts through: `--filter.type` and the settings of that type."""
 
 from abc import ABC
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import draccus
 import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.configs import EnvConfig
-from lerobot.utils.constants import ACTION
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
 from lerobot_smoothvla.dataset_loading import load_dataset, readable
 from lerobot_smoothvla.envs.adapters import commands_of
-from lerobot_smoothvla.episode import Embodiment, arm_dimensions
+from lerobot_smoothvla.episode import arm_dimensions
+from lerobot_smoothvla.filters.guard import MotionGuardStep
 from lerobot_smoothvla.filters.real_time_chunking import RealTimeChunkingSampler
 from lerobot_smoothvla.filters.steps import (
     ActionFilterStep,
@@ -21,6 +25,7 @@ from lerobot_smoothvla.filters.steps import (
     ExponentialFilterStep,
     JerkLimitStep,
     MotionLimits,
+    require_ruckig,
 )
 from lerobot_smoothvla.flow.adapters.base import FlowAdapter, PolicyAdapter
 from lerobot_smoothvla.flow.sampling import DeployedSampler
@@ -154,8 +159,122 @@ class JerkLimitConfig(ActionFilterConfig):
         if self.demonstrations is None:
             return MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
         embodiment, dt = commands_of(env_config)
-        actions = _actions_of(self.demonstrations, embodiment)
+        actions = _actions_of(self.demonstrations, embodiment.grippers)
         return MotionLimits.of_demonstrations(actions, dt, embodiment.commands, self.quantile)
+
+
+_BY_HAND = "--guard.max_velocity=[..] --guard.max_acceleration=[..] --guard.max_jerk=[..]"
+
+
+@dataclass
+class GuardConfig:
+    """The motion guard of a checkpoint that drives an arm, none without limits; see `MotionGuardStep`.
+
+    Its limits are given, or what demonstrations kept to. All of it by default: what a person did with this
+    arm is no reason to act. Where a recording has glitches, which widen the limits, a quantile such as 0.999
+    leaves them out; smoothing is what filters are for, whose default is lower.
+
+    Attributes:
+        demonstrations: Root of a LeRobot dataset of the arm whose actions are positions, named `.pos`.
+        quantile: The limits are what its actions stay within in this share of the control steps.
+        max_velocity: One for all axes without grippers or one for each, in the actions' unit per s.
+        max_acceleration: Likewise, per s².
+        max_jerk: Likewise, per s³.
+        fps: Control rate of the rollout, Hz; None for that of the demonstrations, 30 without.
+        grippers: Indices of the actions that are let through; None for those named so by the demonstrations,
+            the last without.
+    """
+
+    demonstrations: Path | None = None
+    quantile: float = 1.0
+    max_velocity: list[float] = field(default_factory=list)
+    max_acceleration: list[float] = field(default_factory=list)
+    max_jerk: list[float] = field(default_factory=list)
+    fps: float | None = None
+    grippers: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        """Reject it before anything is loaded.
+
+        Raises:
+            ValueError: If there is more than one source of limits, or one is out of its range.
+        """
+        given = [bool(limits) for limits in (self.max_velocity, self.max_acceleration, self.max_jerk)]
+        if any(given) and (not all(given) or self.demonstrations is not None):
+            raise ValueError(
+                "A guard's limits should be taken of demonstrations (--guard.demonstrations=DATASET_ROOT) or "
+                f"given, all three ({_BY_HAND}, in the actions' unit per s, s² and s³); one of the two."
+            )
+        if not 0 < self.quantile <= 1:
+            raise ValueError(f"`guard.quantile` should be in (0, 1], got {self.quantile}.")
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"`guard.fps` should be a positive control rate in Hz, got {self.fps}.")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there are limits."""
+        return self.demonstrations is not None or bool(self.max_jerk)
+
+    def step(self, config: PreTrainedConfig) -> MotionGuardStep:
+        """The guard of a checkpoint.
+
+        Args:
+            config: Of the checkpoint.
+
+        Raises:
+            FileNotFoundError: If there are no demonstrations.
+            ImportError: If ruckig is missing.
+            ValueError: If the demonstrations are not of this policy's arm, or not of positions.
+        """
+        require_ruckig()
+        action, state = config.action_feature, config.robot_state_feature
+        if action is None or state is None:
+            raise ValueError(
+                f"A guard should know where the arm is, but the policy '{config.pretrained_path}' takes no "
+                "`observation.state`; train one that does."
+            )
+        n_actions = action.shape[0]
+        if self.demonstrations is None:
+            if state.shape[0] < n_actions:
+                raise ValueError(
+                    f"The policy's state has {state.shape[0]} dimensions, which cannot be the positions of "
+                    f"its {n_actions} actions; name its dataset (--guard.demonstrations=DATASET_ROOT)."
+                )
+            return MotionGuardStep(
+                dt=1 / (self.fps or 30),
+                max_velocity=self.max_velocity,
+                max_acceleration=self.max_acceleration,
+                max_jerk=self.max_jerk,
+                action_names=[str(index) for index in range(n_actions)],
+                state_dims=list(range(n_actions)),
+                grippers=[-1] if self.grippers is None else self.grippers,
+            )
+        meta = _dataset(self.demonstrations).meta
+        names = list(meta.features[ACTION]["names"] or [])
+        measured = list(meta.features.get(OBS_STATE, {}).get("names") or [])
+        positions = [name for name in names if name.endswith(".pos") and name in measured]
+        if len(names) != n_actions or positions != names or len(measured) != state.shape[0]:
+            raise ValueError(
+                f"The demonstrations '{self.demonstrations}' should have the {n_actions} actions of the "
+                f"policy, each the position of a joint that its state of {state.shape[0]} has too (NAME.pos, "
+                f"as LeRobot's arms record), got actions {names} and states {measured}; give the limits "
+                f"instead ({_BY_HAND})."
+            )
+        named = [index for index, name in enumerate(names) if "gripper" in name]
+        grippers = named if self.grippers is None else self.grippers
+        dt = 1 / (self.fps or meta.fps)
+        limits = MotionLimits.of_demonstrations(
+            _actions_of(self.demonstrations, grippers), 1 / meta.fps, "position", self.quantile
+        )
+        return MotionGuardStep(
+            dt=dt,
+            max_velocity=list(limits.velocity),
+            max_acceleration=list(limits.acceleration),
+            max_jerk=list(limits.jerk),
+            action_names=names,
+            state_dims=[measured.index(name) for name in names],
+            grippers=grippers,
+        )
 
 
 @ActionFilterConfig.register_subclass("blend")
@@ -228,18 +347,23 @@ def _executed(adapter: PolicyAdapter) -> int:
     return int(n)
 
 
-def _actions_of(root: Path, embodiment: Embodiment) -> list[Tensor]:
+def _actions_of(root: Path, grippers: Sequence[int]) -> list[Tensor]:
     """(T, M) actions of each episode of a LeRobot dataset, without grippers.
 
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it cannot be read.
     """
-    if not (root / "meta" / "info.json").is_file():
-        raise FileNotFoundError(f"There is no LeRobot dataset '{root}': expected {root}/meta/info.json.")
-    dataset = load_dataset(root.name, root)
+    dataset = _dataset(root)
     with readable(f"in '{root}'"):
         rows = dataset.hf_dataset.select_columns([ACTION, "episode_index"]).with_format("torch")[:]
         actions, episode = torch.stack(list(rows[ACTION])), torch.as_tensor(rows["episode_index"])
-    arm = arm_dimensions(actions.shape[-1], embodiment.grippers)
+    arm = arm_dimensions(actions.shape[-1], grippers)
     return [actions[episode == index][:, arm] for index in episode.unique()]
+
+
+def _dataset(root: Path) -> LeRobotDataset:
+    """The dataset of a directory, never one of the Hub."""
+    if not (root / "meta" / "info.json").is_file():
+        raise FileNotFoundError(f"There is no LeRobot dataset '{root}': expected {root}/meta/info.json.")
+    return load_dataset(root.name, root)

@@ -1,0 +1,229 @@
+"""A guard for real arms: the last step of a post-processor, which keeps actions within limits.
+
+Dims: B robots, A action dimensions, M ≤ A of them without grippers. Units: u is that of the actions, as the
+robot takes them (deg, or LeRobot's −100 to 100); s.
+"""
+
+import logging
+import weakref
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from lerobot.lerobot_types import EnvTransition, TransitionKey
+from lerobot.processor import (
+    AbsoluteActionsProcessorStep,
+    NormalizerProcessorStep,
+    PolicyProcessorPipeline,
+    ProcessorStepRegistry,
+    RelativeActionsProcessorStep,
+)
+from torch import Tensor
+
+from lerobot_smoothvla.episode import arm_dimensions
+from lerobot_smoothvla.filters.limiter import Array, MotionLimiter, Rates
+from lerobot_smoothvla.filters.steps import MotionLimits, require_ruckig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class GuardCounts:
+    """What a guard had to do since its last reset.
+
+    Attributes:
+        n_steps: Control steps.
+        n_limited: Of them, those in which what was commanded was not let through.
+        n_not_finite: Of them, those whose action was not finite.
+        largest: Largest correction of a finite action, u.
+        axis: Of which action that was.
+    """
+
+    n_steps: int = 0
+    n_limited: int = 0
+    n_not_finite: int = 0
+    largest: float = 0.0
+    axis: str = ""
+
+    def log(self) -> None:
+        """One line, if there was anything to guard."""
+        if self.n_steps:
+            largest = f", by at most {self.largest:.3g} ({self.axis})" if self.axis else ""
+            logger.info(
+                f"Motion guard: {self.n_limited} of {self.n_steps} control steps limited{largest}; "
+                f"{self.n_not_finite} actions were not finite."
+            )
+
+    def clear(self) -> None:
+        """Begin anew."""
+        vars(self).update(vars(GuardCounts()))
+
+
+@ProcessorStepRegistry.register("smoothvla_motion_guard")
+@dataclass
+class MotionGuardStep(AbsoluteActionsProcessorStep):
+    """Keeps actions that are positions within limits of velocity, acceleration and jerk; see `MotionLimiter`.
+
+    It begins at rest where the arm is measured to be. An action that is not finite is replaced by the last
+    finite one, so that the arm goes there and holds. Grippers are let through. It is told the measured state
+    as LeRobot's relative actions are, by a `RelativeActionsProcessorStep` of the pre-processor to which
+    LeRobot connects it on loading.
+
+    It counts on every action being executed, one for each observation. LeRobot's synchronous inference does
+    that; real-time chunking and the policy server do not, and are refused.
+
+    Attributes:
+        dt: Control period, s: that of `--fps` of the rollout.
+        max_velocity: One for all axes without grippers, or one for each, u/s.
+        max_acceleration: Likewise, u/s².
+        max_jerk: Likewise, u/s³.
+        action_names: Of the A dimensions.
+        state_dims: For each of them, which dimension of `observation.state` measures it.
+        grippers: Indices of those that are let through.
+    """
+
+    dt: float = 1 / 30
+    max_velocity: list[float] = field(default_factory=list)
+    max_acceleration: list[float] = field(default_factory=list)
+    max_jerk: list[float] = field(default_factory=list)
+    action_names: list[str] = field(default_factory=list)
+    state_dims: list[int] = field(default_factory=list)
+    grippers: list[int] = field(default_factory=lambda: [-1])
+
+    def __post_init__(self) -> None:
+        """Reject settings that cannot be used, and begin an episode.
+
+        Raises:
+            ImportError: If ruckig is missing.
+            ValueError: If one cannot.
+        """
+        require_ruckig()
+        if self.dt <= 0:
+            raise ValueError(f"`dt` should be a positive control period in s, got {self.dt}.")
+        MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
+        if len(self.state_dims) != len(self.action_names):
+            raise ValueError(
+                f"`state_dims` should name one dimension of the state for each of {len(self.action_names)} "
+                f"actions, got {self.state_dims}."
+            )
+        self._arm = arm_dimensions(len(self.action_names), self.grippers)
+        for name in ("max_velocity", "max_acceleration", "max_jerk"):
+            if len(limits := getattr(self, name)) not in (1, len(self._arm)):
+                axes = ", ".join(self.action_names[index] for index in self._arm)
+                raise ValueError(
+                    f"`{name}` should hold one limit for all axes or one for each of {axes}, got {limits}."
+                )
+        self.counts = GuardCounts()
+        weakref.finalize(self, self.counts.log)  # Also at the end of the process.
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin an episode, after a line about the last one."""
+        self.counts.log()
+        self.counts.clear()
+        self._limiter: MotionLimiter | None = None
+        self._state: Tensor | None = None
+        self._last: Array | None = None
+
+    def __call__(self, transition: EnvTransition) -> EnvTransition:
+        """The transition with the action that is safe to execute.
+
+        Raises:
+            ValueError: If it is not one action for one observation, or where the arm is is not known.
+        """
+        action = transition[TransitionKey.ACTION]
+        state = None if self.relative_step is None else self.relative_step.get_cached_state()
+        if state is None or state is self._state or action.ndim != 2:
+            raise ValueError(
+                f"The motion guard should get one action for each observation, got {tuple(action.shape)} "
+                f"{'after none' if state is None or state is self._state else 'after one'}: it has to know "
+                "what is executed. Run the checkpoint with --inference.type=sync, or take the one that it "
+                "was exported from."
+            )
+        self._state = state
+        commands = action.detach().cpu().double().numpy()
+        if self._last is None:
+            self._last = self._measured(state)
+        if commands.shape != self._last.shape:
+            raise ValueError(
+                f"Actions should have the shape {self._last.shape} of those since the last reset, got "
+                f"{commands.shape}."
+            )
+        finite = np.isfinite(commands).all(axis=1)
+        self._last = np.where(finite[:, None], commands, self._last)
+        safe = self._last.copy()
+        wanted = self._last[:, self._arm]
+        if self._limiter is None:
+            self._limiter = MotionLimiter(
+                self._rates(len(commands)), self.dt, self._measured(state)[:, self._arm].ravel()
+            )
+        safe[:, self._arm] = self._limiter.follow(wanted.ravel()).reshape(wanted.shape)
+        self._count(commands, safe, finite)
+        changed = transition.copy()
+        changed[TransitionKey.ACTION] = torch.as_tensor(safe).to(action)
+        return changed
+
+    def described(self) -> list[str]:
+        """A line for each action: its limits, or that it is let through."""
+        rates = self._rates(1)
+        each = zip(rates.velocity, rates.acceleration, rates.jerk, strict=True)
+        limits = dict(zip(self._arm, each, strict=True))
+        return [
+            f"{name}: {'{:.4g}/s, {:.4g}/s², {:.4g}/s³'.format(*limits[i]) if i in limits else 'let through'}"
+            for i, name in enumerate(self.action_names)
+        ]
+
+    def _measured(self, state: Tensor) -> Array:
+        """(B, A) where the robots are."""
+        measured = state.detach().cpu().double().numpy()[:, self.state_dims]
+        if not np.isfinite(measured).all():
+            raise ValueError(
+                f"The motion guard should begin where the arm is, but its state is {measured.tolist()}; look "
+                "after its motors and start again."
+            )
+        return measured
+
+    def _rates(self, n_robots: int) -> Rates:
+        """Limits of B·M axes."""
+        velocity, acceleration, jerk = (
+            np.tile(np.broadcast_to(np.asarray(limits, dtype=np.float64), len(self._arm)), n_robots)
+            for limits in (self.max_velocity, self.max_acceleration, self.max_jerk)
+        )
+        return Rates(velocity, acceleration, jerk)
+
+    def _count(self, commands: Array, safe: Array, finite: np.ndarray) -> None:
+        correction = np.where(finite[:, None], np.abs(safe - np.nan_to_num(commands)), 0)
+        counts = self.counts
+        counts.n_steps += len(commands)
+        counts.n_not_finite += int((~finite).sum())
+        counts.n_limited += int(((correction > 0).any(axis=1) | ~finite).sum())
+        row, axis = np.unravel_index(correction.argmax(), correction.shape)
+        if correction[row, axis] > counts.largest:
+            counts.largest, counts.axis = float(correction[row, axis]), self.action_names[axis]
+
+    def get_config(self) -> dict[str, Any]:
+        """The settings, as JSON can hold them."""
+        ours = {one.name for one in fields(self)} - {"enabled", "relative_step"}
+        return {name: getattr(self, name) for name in sorted(ours)}
+
+
+def install(
+    guard: MotionGuardStep,
+    preprocessor: PolicyProcessorPipeline[Any, Any],
+    postprocessor: PolicyProcessorPipeline[Any, Any],
+) -> None:
+    """Put a guard at the end of a checkpoint's post-processor, in the place of one that is there.
+
+    The pre-processor gets what tells it the measured state, unless the policy has that already.
+    """
+    steps = [step for step in postprocessor.steps if not isinstance(step, MotionGuardStep)]
+    postprocessor.steps = [*steps, guard]
+    before = list(preprocessor.steps)
+    remembers = next((step for step in before if isinstance(step, RelativeActionsProcessorStep)), None)
+    if remembers is None:
+        remembers = RelativeActionsProcessorStep(enabled=False)  # Changes nothing, and keeps the state.
+        raw = [isinstance(step, NormalizerProcessorStep) for step in before]
+        before.insert(raw.index(True) if any(raw) else len(before), remembers)
+        preprocessor.steps = before
+    guard.relative_step = remembers
