@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import httpx
+from datasets.exceptions import DatasetsError
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.utils import CompatibilityError
 
@@ -60,10 +62,11 @@ def readable(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, CompatibilityError, *UNREADABLE) as error:
+    except (ValueError, CompatibilityError, DatasetsError, *UNREADABLE) as error:
+        reason = said(error.__cause__ or error) if isinstance(error, DatasetsError) else said(error)
         raise ValueError(
-            f"The dataset {where} cannot be read: {said(error).rstrip('.')}. Its meta/info.json and its "
-            "parquet files should be as LeRobot writes them; fetch or record it again."
+            f"The dataset {where} cannot be read: {shorten(reason.rstrip('.'), 400)}. Its meta/info.json and "
+            "its parquet files should be as LeRobot writes them; fetch or record it again."
         ) from error
 
 
