@@ -19,24 +19,10 @@ from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.grpo.ranks import launched
 from lerobot_smoothvla.grpo.trainer import GRPOTrainer
-from lerobot_smoothvla.hub.push import (
-    PushConfig,
-    push,
-    push_checkpoint,
-    require_base_on_hub,
-    require_login,
-    require_repo_id,
-)
-from lerobot_smoothvla.peft_loading import read_adapter
+from lerobot_smoothvla.hub.runs import push_saved, push_trained, pushes, require_hub
 from lerobot_smoothvla.provenance import record
 from lerobot_smoothvla.rollout.local import make_engine
 from lerobot_smoothvla.selectors import flag_value
-
-
-class NotPushedError(OSError):
-    """The training is done and its checkpoint written; only the push failed."""
-
-    exit_code = 3
 
 
 def run(config: GRPOPipelineConfig) -> None:
@@ -57,9 +43,9 @@ def run(config: GRPOPipelineConfig) -> None:
     config.validate()
     assert config.output_dir is not None  # `validate` fills it in.
     ranks = launched(config.policy.device)
-    repo_id = config.policy.repo_id if config.policy.push_to_hub and ranks.first else None
-    if repo_id:
-        _require_hub(config, repo_id)
+    pushing = pushes(config) and ranks.first
+    if pushing:
+        require_hub(config)
     if config.algorithm.n_groups < ranks.size:
         raise ValueError(
             f"`n_groups` should be at least {ranks.size}, a group for each process, got "
@@ -70,39 +56,13 @@ def run(config: GRPOPipelineConfig) -> None:
     algorithm = GRPOAlgorithm(actor, config.algorithm, ranks)
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0
     with closing(make_engine(config.env, algorithm.actor, config.n_workers, config.rollout)) as engine:
-        trainer = GRPOTrainer(config, algorithm, engine, tasks, iteration, partial(_after_save, config))
+        trainer = GRPOTrainer(config, algorithm, engine, tasks, iteration, partial(push_saved, config))
         if ranks.first:
             record(config.output_dir, steps=config.steps)
         saved = trainer.train()
     logging.info("Last checkpoint: %s", saved / "pretrained_model")
-    if repo_id:
-        try:
-            url = push(PushConfig(repo_id, [config.output_dir], config.policy.private))
-        except (OSError, ValueError) as error:
-            raise NotPushedError(f"The training is done, but not pushed. {error}") from error
-        # LeRobot's `lerobot.jobs.hf` looks for these words.
-        logging.info("Model pushed to %s", url)
-
-
-def _require_hub(config: GRPOPipelineConfig, repo_id: str) -> None:
-    """Reject a push that could not work, or an adapter that would not load from there."""
-    require_repo_id(repo_id)
-    start = str(config.policy.pretrained_path)
-    if config.policy.use_peft:
-        adapter = read_adapter(start, config.policy.pretrained_revision)
-        require_base_on_hub(adapter.base_model_name_or_path, repo_id)
-    elif config.peft is not None:
-        require_base_on_hub(start, repo_id)
-    require_login(repo_id)
-
-
-def _after_save(config: GRPOPipelineConfig, saved: Path) -> None:
-    """A push that fails is tried again with the next checkpoint; meanwhile the training goes on."""
-    if config.save_checkpoint_to_hub:
-        try:
-            push_checkpoint(saved, config.policy.repo_id, config.policy.private)
-        except OSError as error:
-            logging.warning("%s The training goes on.", error)
+    if pushing:
+        push_trained(config)
 
 
 def main() -> None:

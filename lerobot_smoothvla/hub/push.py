@@ -94,14 +94,18 @@ def require_repo_id(name: str) -> None:
         raise ValueError(f"A repository on the Hub should be named `USER/NAME`, got '{name}'.")
 
 
-def require_login(repo_id: str) -> None:
+def require_access(repo_id: str, private: bool | None) -> None:
     """Make sure that the Hub knows us, before hours are spent on what shall be pushed to it.
 
     Raises:
         OSError: If it does not, or is out of reach.
+        ValueError: If the repository should be private and is public.
     """
+    api = HfApi()
     try:
-        HfApi().whoami()
+        api.whoami()
+        if private:
+            _require_private(api, repo_id)
     except _FAILURES as error:
         raise OSError(
             f"The Hub would not take the policy that shall be pushed to {repo_id}: {_reason(error)} Without "
@@ -188,12 +192,9 @@ def push_checkpoint(directory: Path, repo_id: str, private: bool | None) -> None
 
 def _commit(api: HfApi, config: PushConfig, contents: dict[str, Path | bytes]) -> str:
     """All of it or nothing."""
+    if config.private:
+        _require_private(api, config.repo_id)
     url = api.create_repo(config.repo_id, private=config.private, exist_ok=True)
-    if config.private and not api.model_info(config.repo_id).private:
-        raise ValueError(
-            f"{config.repo_id} should be private and is public already; make it private in its settings, or "
-            "name another --repo_id."
-        )
     if config.revision:
         api.create_branch(config.repo_id, branch=config.revision, exist_ok=True)
     api.create_commit(
@@ -203,6 +204,15 @@ def _commit(api: HfApi, config: PushConfig, contents: dict[str, Path | bytes]) -
         revision=config.revision,
     )
     return url
+
+
+def _require_private(api: HfApi, repo_id: str) -> None:
+    """A repository that is there stays as it is, whatever `create_repo` is asked for."""
+    if api.repo_exists(repo_id) and not api.model_info(repo_id).private:
+        raise ValueError(
+            f"{repo_id} should be private and is public already; make it private in its settings, or name "
+            "another repository."
+        )
 
 
 def _adapter_base(checkpoint: Path) -> str | None:

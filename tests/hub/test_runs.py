@@ -150,6 +150,7 @@ def test_a_training_whose_push_fails_is_done_and_says_how_to_push_it(hub, comman
         (["--policy.repo_id=me/a b"], None, "'me/a b' can be no repository's name on the Hub"),
         (["--policy.repo_id=me/smooth"], Fault("whoami", 401), "hf auth login"),
         (["--policy.repo_id=me/smooth"], Fault("whoami", 503), "pass --policy.push_to_hub=false"),
+        (["--policy.repo_id=me/base", "--policy.private=true"], None, "should be private and is public"),
         (["--save_checkpoint_to_hub=true"], None, "needs a repository on the Hub; pass --policy.repo_id"),
         (
             ["--policy.repo_id=me/smooth", "--peft.r=2", "--peft.method_type=LORA"],
