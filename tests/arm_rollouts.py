@@ -1,0 +1,157 @@
+"""`lerobot-rollout` on the simulated arm, each in a process of its own, and what the arm did."""
+
+import atexit
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from builders import TINY_SMOOTHVLA, save_checkpoint
+from lerobot.configs import FeatureType, PolicyFeature
+from numpy.typing import NDArray
+
+from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+
+TESTS = Path(__file__).parent
+HOME = torch.tensor([0.0, -45.0, 60.0, 30.0, 0.0, 20.0])
+IMAGE = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
+FPS = 30
+V, A, J = 60.0, 400.0, 6000.0
+"""The guard's limits: deg/s, deg/s², deg/s³."""
+GUARD = (f"--guard.max_velocity=[{V}]", f"--guard.max_acceleration=[{A}]", f"--guard.max_jerk=[{J}]")
+
+# Imports for long what takes long, and forks a process for every rollout: LeRobot's command as it is.
+SERVER = """
+import os
+import sys
+import traceback
+import mujoco
+import ruckig
+from lerobot.scripts.lerobot_rollout import main
+import lerobot_smoothvla.modeling_smoothvla
+
+replies = os.fdopen(os.dup(1), "w")
+for line in sys.stdin:
+    log, *arguments = line.rstrip("\\n").split("\\t")
+    if (child := os.fork()) == 0:
+        said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        sys.argv = ["lerobot-rollout", *arguments]
+        code = 1
+        try:
+            main()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        import gc
+        gc.collect()
+        import atexit
+        atexit._run_exitfuncs()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=replies, flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """A rollout.
+
+    Attributes:
+        code: Exit code of the command.
+        said: What it printed.
+        goals: (T, 6) that the motors were given, deg; the gripper in percent.
+        goal_times: (T,) when, s.
+        positions: (N, 6) of the joints at every step of the physics, likewise.
+        period: Of the physics, s.
+    """
+
+    code: int
+    said: str
+    goals: NDArray[np.float64]
+    goal_times: NDArray[np.float64]
+    positions: NDArray[np.float64]
+    period: float
+
+    def rates(self, after: int = 0) -> list[float]:
+        """Largest velocity, acceleration and jerk of the five joints' goals, each 1/30 s after the last."""
+        goals = self.goals[after:, :5]
+        return [float(np.abs(np.diff(goals, n=order, axis=0)).max()) * FPS**order for order in (1, 2, 3)]
+
+    def measured_jerk(self) -> float:
+        """Root mean square of what the joints did, at 30 Hz, deg/s³."""
+        positions = self.positions[:: round(1 / FPS / self.period), :5]
+        jerk = np.diff(positions, n=3, axis=0) * FPS**3
+        return float(np.sqrt((jerk**2).sum(axis=1).mean()))
+
+
+def arm_checkpoint(path: Path) -> Path:
+    """A tiny `smoothvla` with random weights, whose commands jump by 10° and more around its home."""
+    inputs = {
+        "observation.images.front": IMAGE,
+        "observation.images.wrist": IMAGE,
+        "observation.state": PolicyFeature(FeatureType.STATE, (6,)),
+    }
+    settings: dict[str, Any] = {
+        **TINY_SMOOTHVLA,
+        "input_features": inputs,
+        "output_features": {"action": PolicyFeature(FeatureType.ACTION, (6,))},
+        "chunk_size": 16,
+        "n_action_steps": 8,
+    }
+    scale = {"mean": HOME, "std": torch.tensor([10.0] * 5 + [5.0])}
+    save_checkpoint(path, SmoothVLAConfig(**settings), {"observation.state": scale, "action": scale})
+    return path
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    path = [str(TESTS / "simulated_arm"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(server.kill)
+    return server
+
+
+def roll_out(checkpoint: Path, scratch: Path, n_steps: int, *flags: str) -> ArmRun:
+    """Run the command, which an idle machine does at 30 Hz.
+
+    Args:
+        checkpoint: Its directory.
+        scratch: A directory to write to.
+        n_steps: Control steps.
+        flags: Further ones.
+    """
+    log, arm = scratch / "rollout.log", scratch / "arm.npz"
+    arguments = [
+        f"--policy.path={checkpoint}",
+        "--robot.type=simulated_arm",
+        f"--robot.log={arm}",
+        f"--robot.calibration_dir={scratch}",
+        "--task=put the cube into the box",
+        f"--fps={FPS}",
+        f"--robot.n_observations={n_steps + 2}",  # The first is before the loop, the last stops it.
+        "--return_to_initial_position=false",
+        "--play_sounds=false",
+        *flags,
+    ]
+    server = _server()
+    assert server.stdin is not None and server.stdout is not None
+    print(log, *arguments, sep="\t", file=server.stdin, flush=True)
+    code = server.stdout.readline().strip()
+    said = log.read_text() if log.exists() else ""
+    assert arm.exists(), f"{code}: {said}"
+    with np.load(arm) as data:
+        return ArmRun(
+            int(code), said, data["goals"], data["goal_times"], data["positions"], float(data["period"])
+        )

@@ -1,0 +1,132 @@
+"""LeRobot's own command drives a simulated arm with a checkpoint of ours, with and without the motion guard.
+
+The arm moves on in real time, and on a busy machine control steps come late. What is held here does not
+depend on how late; that is measured by `benchmarks/arm.py`.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arm_rollouts import FPS, GUARD, A, ArmRun, J, V, arm_checkpoint, roll_out
+from lerobot.utils.constants import ACTION
+
+from lerobot_smoothvla.cli.main import main
+
+RTC = ("--inference.type=rtc", "--inference.rtc.execution_horizon=8")
+ROUNDING = 4 * np.spacing(np.float32(100))
+"""Of a difference of float32 commands, deg."""
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return arm_checkpoint(tmp_path_factory.mktemp("arm") / "policy")
+
+
+@pytest.fixture(scope="module")
+def guarded(plain: Path) -> Path:
+    path = plain.parent / "guarded"
+    with pytest.MonkeyPatch.context() as patch:
+        flags = [f"--policy.path={plain}", f"--output_dir={path}", *GUARD, f"--guard.fps={FPS}"]
+        patch.setattr("sys.argv", ["smoothvla", "export", *flags])
+        assert main() == 0
+    return path
+
+
+def assert_within_limits(run: ArmRun) -> None:
+    for order, (rate, limit) in enumerate(zip(run.rates(), (V, A, J), strict=True), start=1):
+        assert rate <= limit * (1 + 2e-6) + ROUNDING * FPS**order
+
+
+def assert_holds_still(run: ArmRun) -> None:
+    """After the last goal the arm comes to rest, at most as fast as it was allowed to be."""
+    speed = np.abs(np.diff(run.positions[:, :5], axis=0)) / run.period
+    assert speed[-20:].max() < 0.5, "deg/s"
+    last = np.searchsorted(np.arange(len(speed)) * run.period, run.goal_times[-1])
+    assert speed[last:].max() <= max(speed[:last].max(), V)
+
+
+def guard_line(run: ArmRun) -> tuple[int, int, int]:
+    """Limited, all, and not finite actions, by what the guard says at the end."""
+    limited, steps, not_finite = re.findall(
+        r"Motion guard: (\d+) of (\d+) control steps limited.*; (\d+) actions were not finite", run.said
+    )[-1]
+    return int(limited), int(steps), int(not_finite)
+
+
+def test_a_policy_drives_the_arm_for_thirty_seconds_within_the_limits(guarded: Path, tmp_path: Path):
+    run = roll_out(guarded, tmp_path, 30 * FPS)
+    assert run.code == 0, run.said
+    assert len(run.goals) == 30 * FPS
+    assert run.goal_times[-1] - run.goal_times[0] > 29.9
+    assert np.median(np.diff(run.goal_times)) > 0.98 / FPS, "no faster than the control period"
+    assert_within_limits(run)
+    limited, steps, not_finite = guard_line(run)
+    assert steps == len(run.goals) and 0 < limited <= steps and not_finite == 0
+
+
+def test_without_a_guard_the_same_policy_jumps(plain: Path, guarded: Path, tmp_path: Path):
+    (tmp_path / "plain").mkdir()
+    run = roll_out(plain, tmp_path / "plain", 120)
+    assert run.code == 0, run.said
+    for rate, limit in zip(run.rates(), (V, A, J), strict=True):
+        assert rate > 2 * limit
+    assert run.measured_jerk() > 2 * roll_out(guarded, tmp_path, 120).measured_jerk()
+
+
+def test_real_time_chunking_drives_the_arm(plain: Path, tmp_path: Path):
+    run = roll_out(plain, tmp_path, 180, *RTC)
+    assert run.code == 0, run.said
+    assert len(run.goals) >= 16, "the steps of more than one chunk"
+
+
+def test_a_guard_refuses_real_time_chunking_before_the_arm_moves(guarded: Path, tmp_path: Path):
+    run = roll_out(guarded, tmp_path, 60, *RTC)
+    assert "The motion guard should get one action for each observation" in run.said
+    assert len(run.goals) == 0
+
+
+# --- faults
+
+
+def test_a_policy_slower_than_the_control_period_does_not_make_the_arm_jump(guarded: Path, tmp_path: Path):
+    run = roll_out(guarded, tmp_path, 40, "--policy.num_steps=100")
+    assert run.code == 0, run.said
+    assert np.diff(run.goal_times).max() > 2 / FPS, "it is slower"
+    assert_within_limits(run)
+
+
+def test_a_frozen_camera_does_not_make_the_arm_jump(guarded: Path, tmp_path: Path):
+    run = roll_out(guarded, tmp_path, 90, "--robot.fault=frozen")
+    assert run.code == 0, run.said
+    assert_within_limits(run)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"), [("stale", "front latest frame is too old"), ("lost", "There is no status packet!")]
+)
+def test_a_camera_that_is_missing_or_a_lost_connection_stops_the_arm(
+    fault: str, message: str, guarded: Path, tmp_path: Path
+):
+    run = roll_out(guarded, tmp_path, 90, f"--robot.fault={fault}")
+    assert run.code != 0 and message in run.said
+    assert len(run.goals) == 29, "one for each observation of the loop before the fault"
+    assert_within_limits(run)
+    assert_holds_still(run)
+
+
+def test_without_a_guard_actions_that_are_not_finite_reach_the_motors(plain: Path, tmp_path: Path):
+    run = roll_out(plain, tmp_path, 60, "--robot.fault=no_position")
+    assert np.isnan(run.goals).any(), f"{ACTION} of NaN in the state"
+
+
+def test_the_arm_holds_while_actions_are_not_finite_and_goes_on_after(guarded: Path, tmp_path: Path):
+    run = roll_out(guarded, tmp_path, 120, "--robot.fault=no_position")
+    assert run.code == 0, run.said
+    assert np.isfinite(run.goals).all()
+    assert_within_limits(run)
+    *_, not_finite = guard_line(run)
+    assert 8 <= not_finite <= 40
+    still = (np.diff(run.goals, axis=0) == 0).all(axis=1)
+    assert still[30:70].any(), "it holds"
