@@ -4,7 +4,7 @@
 WORKERS ?= 2
 ONE_THREAD = OMP_NUM_THREADS=1 LP_NUM_THREADS=1
 
-.PHONY: setup lint test test-long demo study results clean
+.PHONY: setup lint test test-slow test-long demo study results clean
 
 setup:
 	@bash scripts/setup.sh
@@ -16,6 +16,10 @@ lint: setup
 
 test: lint
 	$(ONE_THREAD) .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+# What takes minutes each, beside what CI runs.
+test-slow: setup
+	$(ONE_THREAD) .venv/bin/python -m pytest -m slow -n $(WORKERS) --dist loadfile
 
 # Twenty kills and a soak of SOAK_MINUTES (two hours); docs/reliability.md has their last results.
 test-long: setup

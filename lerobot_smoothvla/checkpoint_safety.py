@@ -6,6 +6,7 @@ tokenizers that come with code of their own. What is rejected here would run cod
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -15,6 +16,8 @@ from lerobot.processor import ProcessorStepRegistry
 from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PREPROCESSOR_DEFAULT_NAME
 from safetensors import SafetensorError
 
+WANDB = "wandb"
+"""W&B's own in an output directory, with links to its logs; nobody here reads it."""
 UNREADABLE = (
     ArithmeticError,
     AssertionError,
@@ -72,10 +75,14 @@ def require_file(path: str, name: str, revision: str | None = None) -> Path:
         raise FileNotFoundError(f"The Hub's model '{path}' has no {name} ({error}).") from error
 
 
-def require_inside(directory: Path) -> None:
+def require_inside(directory: Path, but: Collection[str] = ()) -> None:
     """Reject a directory that holds links out of it, which could be read or written through.
 
     In the Hub's cache, links from a snapshot to the blobs beside it are its own.
+
+    Args:
+        directory: That is going to be read.
+        but: Names in it that are not going to be.
 
     Raises:
         ValueError: If there is one, or something that is neither a file nor a directory.
@@ -85,6 +92,8 @@ def require_inside(directory: Path) -> None:
     if root.parent.name == "snapshots":
         allowed.append(root.parents[1] / "blobs")
     for folder, directories, files in os.walk(root):
+        if Path(folder) == root:
+            directories[:] = [name for name in directories if name not in but]
         for entry in (Path(folder) / name for name in (*directories, *files)):
             target = Path(os.path.realpath(entry))
             if not any(target.is_relative_to(place) for place in allowed):

@@ -55,6 +55,7 @@ def guard_line(run: ArmRun) -> tuple[int, int, int]:
     return int(limited), int(steps), int(not_finite)
 
 
+@pytest.mark.slow
 def test_a_policy_drives_the_arm_for_thirty_seconds_within_the_limits(guarded: Path, tmp_path: Path):
     run = roll_out(guarded, tmp_path, 30 * FPS)
     assert run.code == 0, run.said
@@ -75,6 +76,7 @@ def test_without_a_guard_the_same_policy_jumps(plain: Path, guarded: Path, tmp_p
     assert run.measured_jerk() > 2 * roll_out(guarded, tmp_path, 120).measured_jerk()
 
 
+@pytest.mark.slow
 def test_real_time_chunking_drives_the_arm(plain: Path, tmp_path: Path):
     """At 5 Hz: a chunk that takes longer than its 16 steps, at 30 Hz half a second, is thrown away."""
     run = roll_out(plain, tmp_path, 40, *RTC, "--fps=5")

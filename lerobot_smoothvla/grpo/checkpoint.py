@@ -21,7 +21,7 @@ from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
 from safetensors import SafetensorError
 
-from lerobot_smoothvla.checkpoint_safety import UNREADABLE, require_inside, said
+from lerobot_smoothvla.checkpoint_safety import UNREADABLE, WANDB, require_inside, said
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.settings import differences, flattened, settings_of
@@ -134,7 +134,7 @@ def last(output_dir: Path | None) -> Path:
     """
     if output_dir is None:
         raise ValueError("Which run should be resumed? Pass its directory as --output_dir.")
-    require_inside(output_dir)
+    require_inside(output_dir, but=[WANDB])
     path = output_dir / CHECKPOINTS_DIR / LAST_CHECKPOINT_LINK / PRETRAINED_MODEL_DIR
     if not path.is_dir():
         raise FileNotFoundError(

@@ -11,7 +11,7 @@ from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.envs.configs import EnvConfig
 from lerobot.utils.constants import CHECKPOINTS_DIR, PRETRAINED_MODEL_DIR
 
-from lerobot_smoothvla.checkpoint_safety import require_inside
+from lerobot_smoothvla.checkpoint_safety import WANDB, require_inside
 from lerobot_smoothvla.envs.adapters import env_adapter
 from lerobot_smoothvla.episode import Embodiment, Start
 from lerobot_smoothvla.evaluation.evaluate import Evaluation
@@ -123,7 +123,7 @@ def read_runs(directories: Sequence[Path]) -> tuple[list[TrainingRun], list[Eval
                 f"a directory in it holds {METRICS}, {CHECKPOINTS_DIR}/ of GRPO or {EVAL_INFO}."
             )
         for place in found:
-            require_inside(place)  # Videos go into the page, and the page into the directory.
+            require_inside(place, but=[WANDB])  # Videos go into the page, and the page into the directory.
         training += [_training_run(place) for place in found if _is_training(place)]
         evaluations += [_evaluation_run(place) for place in found if (place / EVAL_INFO).is_file()]
     return training, evaluations

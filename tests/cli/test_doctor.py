@@ -145,11 +145,9 @@ def test_a_rollout_that_fails_is_a_finding(
     flags = (f"--policy.path={checkpoints['smoothvla']}", "--n_workers=0", "--output_dir=run")
     assert doctor(*ENV, *SMALL, *flags) == 1
     checks = rows(tmp_path / "run")
-    assert checks["rollouts"] == {
-        **checks["rollouts"],
-        "verdict": "fail",
-        "finding": "A rollout worker died (exit code -9).",
-    }
+    assert checks["rollouts"]["verdict"] == "fail"
+    said = checks["rollouts"]["finding"]
+    assert said.endswith("failed 3 times. RuntimeError: A rollout worker died (exit code -9).")
     assert {checks[name]["verdict"] for name in ON_ROLLOUTS[1:]} == {"skip"}
 
 

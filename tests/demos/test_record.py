@@ -161,6 +161,7 @@ def test_a_finished_dataset_of_other_settings_is_not_overwritten(uninterrupted):
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.slow
 def test_killed_and_started_again_with_more_processes_it_is_the_dataset_of_an_uninterrupted_run(
     uninterrupted, tmp_path
 ):

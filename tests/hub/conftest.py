@@ -65,7 +65,7 @@ def make_run(warm_start: Path, tmp_path: Path, monkeypatch) -> Callable[..., Pat
         if peft is not None:
             algorithm.actor.policy.peft_config["default"].base_model_name_or_path = str(base)
         checkpoint.save(config, algorithm, 3)
-        monkeypatch.setattr(sys, "argv", [*COMMAND, "--wandb.key=hf_secret"])
+        monkeypatch.setattr(sys, "argv", [*COMMAND, "--wandb.key=hf_" + 34 * "s"])
         record(tmp_path / "run", steps=3)
         return tmp_path / "run"
 

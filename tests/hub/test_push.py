@@ -85,7 +85,7 @@ def test_the_card_holds_what_the_evaluation_found_and_nothing_of_the_machine(
     assert "0.75" in text and "[0.30, 0.95]" in text  # Wilson's interval of 3 of 4
     assert "4 starts, camera shifted by 0.05 m, actions through the filter `ruckig`" in text
     assert "The baseline is the warm start with its actions through the filter `blend`" in text
-    assert "hf_secret" not in text and "alice" not in text and str(tmp_path) not in text
+    assert "hf_s" not in text and "alice" not in text and str(tmp_path) not in text
 
 
 @pytest.mark.parametrize("published", [True, False])

@@ -8,6 +8,8 @@ import pytest
 from hub_server import Fault, Repository
 from huggingface_hub import ModelCard
 
+pytestmark = pytest.mark.slow
+
 ENV = ("env=pusht", "--env.episode_length=12")
 RUN = (*ENV, "--save_freq=1", "--n_workers=0", "--seed=3", "--algorithm.n_groups=2")
 RUN += ("--algorithm.group_size=4", "--algorithm.lr=1e-4")
@@ -30,6 +32,7 @@ sys.exit(main())
 EVALUATE = """
 import sys
 from lerobot.scripts.lerobot_eval import main
+
 main()
 """
 

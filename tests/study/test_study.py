@@ -12,6 +12,8 @@ from lerobot_smoothvla.cli.main import main
 from lerobot_smoothvla.study.plan import ARMS, SIZES
 from lerobot_smoothvla.study.results import EPISODES, RESULTS, TABLE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
