@@ -23,9 +23,14 @@ BF16_TOLERANCE = 1e-3
 """Of a ratio before the first step; 0.0 is reached here. Sums in another order may round otherwise."""
 
 
-@pytest.fixture(
-    scope="module", params=sorted(POLICIES.keys() - {"diffusion-ddim"})
-)  # Its networks are diffusion's.
+# The networks of diffusion-ddim are diffusion's, whose ResNet takes a minute a test in bfloat16.
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "diffusion" else [])
+    for name in sorted(POLICIES.keys() - {"diffusion-ddim"})
+]
+
+
+@pytest.fixture(scope="module", params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
