@@ -72,6 +72,18 @@ def log_of(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
+def timeless_log_of(output: Path) -> list[dict]:
+    """The log without what depends on how fast the machine was."""
+    return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in log_of(output)]
+
+
+def same_state(one: Path, other: Path, weights: str = "model.safetensors") -> bool:
+    """Whether the last checkpoints of two runs have the same weights and optimizer, byte by byte."""
+    names = (f"pretrained_model/{weights}", "training_state/optimizer_state.safetensors")
+    pairs = [[run / "checkpoints/last" / name for run in (one, other)] for name in names]
+    return all(first.read_bytes() == second.read_bytes() for first, second in pairs)
+
+
 def kill_after(run: Run, output: Path, iterations: int) -> None:
     """Kill it as soon as it has a checkpoint of so many iterations, before it has another one."""
     while not (output / f"checkpoints/{iterations:06d}").exists() and run.process.is_alive():

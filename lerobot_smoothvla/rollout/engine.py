@@ -231,7 +231,7 @@ def _batch(frames: Sequence[Observation]) -> Observation:
 
 
 def _concatenate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: torch.cat([row[key].cpu() for row in rows]) for key in rows[0]}
+    return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
 
 
 class RolloutError(ChildProcessError):
