@@ -2,7 +2,7 @@
 # minutes), `make test` passes the tests. All set up first.
 # Tests run in WORKERS processes with one thread each: simulators and torch would otherwise fight for the cores.
 WORKERS ?= 2
-ONE_THREAD = OMP_NUM_THREADS=1 LP_NUM_THREADS=1
+ONE_THREAD = OMP_NUM_THREADS=1 LP_NUM_THREADS=0
 
 .PHONY: setup lint test test-slow test-long demo study results clean
 

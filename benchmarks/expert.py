@@ -12,7 +12,7 @@ import multiprocessing as mp
 import os
 
 # Before torch and Mesa are loaded: one thread a process.
-os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
 
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 # Before torch and Mesa are loaded, here and in the processes of both sides: one thread a process.
-os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
 
 import torch
 import yaml

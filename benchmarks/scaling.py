@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 # Before torch and Mesa are loaded, here and in the workers: one thread a process.
-os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
 
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from rollout import SEED, random_actor

@@ -16,7 +16,7 @@ ENV = ("--env.type=metaworld", "--env.task=handle-press-v3")
 
 def run(program: str, *arguments: str) -> None:
     """A command that should end well, on one core."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
     done = subprocess.run(
         [BIN / program, *arguments], env=environment, capture_output=True, text=True, check=False
     )

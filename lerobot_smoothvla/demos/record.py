@@ -36,7 +36,7 @@ from lerobot_smoothvla.envs.tasks import (
     selected_tasks,
 )
 from lerobot_smoothvla.episode import Start
-from lerobot_smoothvla.rollout.local import Simulators
+from lerobot_smoothvla.rollout.local import ONE_THREAD, Simulators
 from lerobot_smoothvla.settings import differences, settings_of
 
 SUMMARY = Path("meta") / "demonstrations.json"
@@ -47,8 +47,7 @@ _NOISE_MEMORY = 0.9
 _LONGER_THAN_ANY_EPISODE = 10_000
 """Queue of the video encoder, which drops frames when it is full."""
 _WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # with a process a core, more threads only get in each other's way
-    "LP_NUM_THREADS": "1",
+    **ONE_THREAD,
     "SVT_LOG": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }

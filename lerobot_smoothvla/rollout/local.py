@@ -42,8 +42,8 @@ from lerobot_smoothvla.rollout.engine import (
     run_episode,
 )
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
-"""Of torch and of Mesa's software renderer: with one process a core, more get in each other's way."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+"""Of torch and, beside its caller's, of Mesa's software renderer: with one process a core, more only wait."""
 _A_DAY_S = 86_400.0
 """As long as one wait lasts at most: the system counts its milliseconds in 32 bits."""
 
