@@ -3,10 +3,10 @@
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import dedent
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -30,6 +30,11 @@ _FOLDERS = re.compile(
     r"(?<![\w.:/~-])/(?:root|(?:home|Users)/[^/,]+)(?=$|[,\]])|(?<![\w.:/~-])/(?:[^/,:'\"\[\]]+/)+"
 )
 """A home, or all of an absolute path but its last part."""
+Picture = Literal["training", "evaluations"]
+_CAPTIONS: dict[Picture, str] = {
+    "training": "Success and jerk of the rollouts over the iterations, each with starts of its own",
+    "evaluations": "Success against jerk, with 95 % intervals",
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ class CardFacts:
         dataset: Of the demonstrations that the warm start learnt from, if it is on the Hub.
         dataset_name: How the warm start calls it, wherever it is.
         evaluations: Of this policy.
+        metrics: Lines of the run's log, those of this policy's iterations.
+        unit: Of the positions whose jerk was measured.
         revision: Branch that it is pushed to; None for main.
     """
 
@@ -90,6 +97,8 @@ class CardFacts:
     dataset: Source | None = None
     dataset_name: str | None = None
     evaluations: Sequence[Measured] = ()
+    metrics: Sequence[Mapping[str, Any]] = ()
+    unit: str = "m"
     revision: str | None = None
 
     @property
@@ -119,16 +128,25 @@ class CardFacts:
         return f"--policy.path={self.repo_id}{revision}"
 
 
-def model_card(facts: CardFacts) -> ModelCard:
+def picture_path(picture: Picture) -> str:
+    """Where it is in the repository."""
+    return f"figures/{picture}.png"
+
+
+def model_card(facts: CardFacts, pictures: Iterable[Picture] = ()) -> ModelCard:
     """The card, with valid metadata and without a token or a directory of the machine.
 
     Args:
         facts: What is known.
+        pictures: Those that are beside it, at their `picture_path`.
 
     Returns:
         Hugging Face's card; `str` of it is the README.
     """
-    sections = [_summary(facts), _results(facts), _use(facts), _training(facts), _limits(facts), _CITATION]
+    shown = {picture: f"![{_CAPTIONS[picture]}]({picture_path(picture)})" for picture in pictures}
+    results = [_results(facts), *([shown["evaluations"]] if "evaluations" in shown else [])]
+    training = [_training(facts), *([shown["training"]] if "training" in shown else [])]
+    sections = [_summary(facts), *results, _use(facts), *training, _limits(facts), _CITATION]
     return ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 

@@ -75,17 +75,20 @@ def card_facts(
     base = _info(api, base_repo_id or ancestor)
     if dataset is None and base and base.card_data:
         dataset = next(iter(_listed(base.card_data.get("datasets"))), None)
+    iterations = int(checkpoint.parent.resolve().name)
     return CardFacts(
         repo_id=repo_id,
         policy=read_policy(checkpoint),
         settings=training.config,
-        iterations=int(checkpoint.parent.resolve().name),
+        iterations=iterations,
         command=start.get("command"),
         versions=start.get("versions"),
         base=_source(base),
         dataset=_source(_info(api, dataset, "dataset")),
         dataset_name=dataset,
         evaluations=measured,
+        metrics=[line for line in training.metrics if line["iteration"] <= iterations],
+        unit=training.unit,
         revision=revision,
     )
 

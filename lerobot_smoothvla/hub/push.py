@@ -14,8 +14,9 @@ from huggingface_hub.utils import validate_repo_id
 from lerobot.common.train_utils import push_checkpoint_to_hub
 
 from lerobot_smoothvla.export import export
-from lerobot_smoothvla.hub.card import model_card
+from lerobot_smoothvla.hub.card import model_card, picture_path
 from lerobot_smoothvla.hub.facts import card_facts, find_checkpoint, read_policy
+from lerobot_smoothvla.hub.figures import pictures
 from lerobot_smoothvla.peft_loading import ADAPTER_CONFIG
 
 # `RuntimeError` is what `hf_xet`, which uploads large files, raises.
@@ -164,7 +165,9 @@ def push(config: PushConfig) -> str:
                 for path in directory.rglob("*")
                 if path.is_file()
             }
-            contents["README.md"] = str(model_card(facts)).encode()
+            drawn = pictures(facts)
+            contents |= {picture_path(picture): png for picture, png in drawn.items()}
+            contents["README.md"] = str(model_card(facts, drawn)).encode()
             if config.base_repo_id:
                 contents[ADAPTER_CONFIG] = _with_base(api, checkpoint / ADAPTER_CONFIG, config.base_repo_id)
             return _commit(api, config, contents)

@@ -85,6 +85,8 @@ def test_the_card_holds_what_the_evaluation_found_and_nothing_of_the_machine(
     assert "0.75" in text and "[0.30, 0.95]" in text  # Wilson's interval of 3 of 4
     assert "4 starts, camera shifted by 0.05 m, actions through the filter `ruckig`" in text
     assert "The baseline is the warm start with its actions through the filter `blend`" in text
+    pictures = [name for name in hub.repositories["me/smooth"].files() if name.endswith(".png")]
+    assert pictures and all(f"]({name})" in text for name in pictures)
     assert "hf_s" not in text and "alice" not in text and str(tmp_path) not in text
 
 
