@@ -27,6 +27,7 @@ class DemoConfig:
         n_groups: Starts an iteration.
         group_size: Rollouts of a start.
         eval_episodes: Held-out starts per task.
+        horizon: Control steps of GRPO's and evaluation's episodes; None for the suite's.
         n_workers: Processes.
         seed: Of training, GRPO and evaluation.
     """
@@ -42,6 +43,7 @@ class DemoConfig:
     n_groups: int = 4
     group_size: int = 8
     eval_episodes: int = 20
+    horizon: int | None = None
     n_workers: int = 2
     seed: int = 1
 
@@ -51,8 +53,9 @@ def stages(config: DemoConfig) -> list[Stage]:
     out, smoothvla, workers = config.output_dir, program("smoothvla"), f"--n_workers={config.n_workers}"
     env = libero_flags(config.task, config.task_ids, config.image_size)
     dataset = [f"--dataset.repo_id=smoothvla/{config.task}_demo", f"--dataset.root={out / 'dataset'}"]
+    rollouts = [*env, *([] if config.horizon is None else [f"--env.episode_length={config.horizon}"])]
     grpo = [
-        *env,
+        *rollouts,
         f"--algorithm.n_groups={config.n_groups}",
         f"--algorithm.group_size={config.group_size}",
         f"--seed={config.seed}",
@@ -71,7 +74,7 @@ def stages(config: DemoConfig) -> list[Stage]:
             [
                 smoothvla,
                 "eval",
-                *env,
+                *rollouts,
                 f"--policy.path={out / 'grpo' / LAST}",
                 f"--compare.path={out / 'sft' / LAST}",
                 f"--output_dir={out / 'evaluation'}",

@@ -132,13 +132,14 @@ def test_the_whole_demo_runs_small_in_real_processes(tmp_path):
     output = tmp_path / "demo"
     sizes = {
         "image_size": 64,
-        "demonstrations": 2,
+        "demonstrations": 1,
         "sft_steps": 2,
         "sft_batch_size": 4,
         "grpo_steps": 1,
         "n_groups": 1,
         "group_size": 2,
         "eval_episodes": 2,
+        "horizon": 32,
         "n_workers": 1,
     }
     flags = [f"--{name}={value}" for name, value in {"output_dir": output, **sizes}.items()]
@@ -154,7 +155,7 @@ def test_the_whole_demo_runs_small_in_real_processes(tmp_path):
         assert {"jerk_rms", "ldlj"} <= summary[name].keys()
         assert (output / name / LAST / "model.safetensors").is_file()
     assert set(summary["minutes"]) == {"dataset", "sft", "grpo", "evaluation"}
-    assert json.loads((output / "dataset" / "meta" / "info.json").read_text())["total_episodes"] == 2
+    assert json.loads((output / "dataset" / "meta" / "info.json").read_text())["total_episodes"] == 1
     assert len((output / "grpo" / "metrics.jsonl").read_text().splitlines()) == 1
     for name in ("policy", "compare"):
         assert len(list((output / "evaluation" / "videos" / name).rglob("*.mp4"))) == 1
