@@ -22,6 +22,7 @@ from robosuite.utils.observables import sensor
 
 from lerobot_smoothvla.envs.chunked import ChunkedEnv, Observation, Picture, to_lerobot
 from lerobot_smoothvla.envs.init_states import arrays_only
+from lerobot_smoothvla.envs.robosuite_step import quicken
 from lerobot_smoothvla.envs.scene import Scene
 from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Embodiment, Start
@@ -130,7 +131,7 @@ class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
         for name in observables.keys() - {*_STATE_OBSERVABLES, *self.camera_name}:
             del observables[name]
         self._camera_sensors = {name: observables[name]._sensor for name in self.camera_name}
-        _share_forward_pass(simulator)
+        quicken(simulator)
         arm = [joint for robot in simulator.robots for joint in robot.robot_joints]
         self._scene = Scene(simulator.sim.model._model, simulator.sim.data._data, arm)
 
@@ -218,41 +219,3 @@ class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
     def to_lerobot(self, observation: dict[str, Any]) -> Observation:
         """LeRobot's keys and conventions, unbatched: images (3, h, w) uint8, state (8,) float32."""
         return to_lerobot(observation, self._to_lerobot.observation)
-
-
-def _share_forward_pass(env: OffScreenRenderEnv) -> None:
-    """Let each physics substep compute what depends on positions and velocities once instead of three times.
-
-    Robosuite calls `sim.forward`, its controller calls it again, and `sim.step` begins with a third pass,
-    while nothing but `ctrl` changes in between. The stages from actuation on do run three times as before:
-    the constraint solver starts from its last solution, so a pass left out would change the last bits.
-
-    Args:
-        env: Whose `step` is exchanged; resets and set states keep the full pass.
-    """
-    sim, step = env.sim, env.step
-    model, data = sim.model._model, sim.data._data
-
-    def step_sharing(action: Any) -> Any:
-        current = False
-
-        def forward() -> None:
-            nonlocal current
-            if current:
-                mujoco.mj_forwardSkip(model, data, mujoco.mjtStage.mjSTAGE_VEL, 0)
-            else:
-                mujoco.mj_forward(model, data)
-            current = True
-
-        def substep() -> None:
-            nonlocal current
-            mujoco.mj_step2(model, data)
-            current = False
-
-        sim.forward, sim.step = forward, substep
-        try:
-            return step(action)
-        finally:
-            del sim.forward, sim.step
-
-    env.step = step_sharing
