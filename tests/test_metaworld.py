@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 LAST = Path("checkpoints") / "last" / "pretrained_model"
 ENV = ("--env.type=metaworld", "--env.task=handle-press-v3")
