@@ -6,6 +6,7 @@ Dims: N chunks of all kept episodes, H steps a chunk, R ratio terms a chunk, G r
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,11 +182,17 @@ class GRPOAlgorithm(RLAlgorithm):
         """The optimizer, for checkpoints."""
         return self._optimizers
 
-    def update(self, batch_iterator: Iterator[Any]) -> TrainingStats:
+    def update(
+        self, batch_iterator: Iterator[Any], behaviour: Sequence[Tensor] | None = None
+    ) -> TrainingStats:
         """One iteration's update on the groups that `batch_iterator` yields, every rank on its own.
 
         The order of the minibatches depends on `optimization_step` alone, so a resumed run repeats it, and
         every rank takes those of a minibatch's chunks that it has.
+
+        Args:
+            batch_iterator: Of lists of groups, of which one is taken.
+            behaviour: `trained_weights` of the policy that sampled them; None if it is the present one.
         """
         groups: list[Group] = next(batch_iterator)
         # Dropout and random crops would make other ratios than 1 before the first step.
@@ -196,7 +203,8 @@ class GRPOAlgorithm(RLAlgorithm):
         counts = self.ranks.gather(0 if replay is None else len(replay))
         n_chunks, first = sum(counts), sum(counts[: self.ranks.rank])
         self.dropped = None
-        baseline = None if replay is None else self._baseline(replay)
+        with self._acting_with(behaviour):
+            baseline = None if replay is None else self._baseline(replay)
         totals = dict.fromkeys(_MEANS, 0.0)
         steps = n_dropped = 0
         for index in self._minibatches(n_chunks, generator):
@@ -308,16 +316,36 @@ class GRPOAlgorithm(RLAlgorithm):
                 parameter.grad = torch.zeros_like(parameter)
             yield parameter.grad
 
+    def trained_weights(self) -> list[Tensor]:
+        """A copy of what is trained, as it is now."""
+        return [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def _put_back(self, weights: Sequence[Tensor]) -> None:
+        for parameter, weight in zip(self._parameters, weights, strict=True):
+            parameter.copy_(weight)
+
+    @contextmanager
+    def _acting_with(self, weights: Sequence[Tensor] | None) -> Iterator[None]:
+        """The policy with other weights for a while; None for its own."""
+        if weights is None:
+            yield
+            return
+        present = self.trained_weights()
+        self._put_back(weights)
+        try:
+            yield
+        finally:
+            self._put_back(present)
+
     def snapshot(self) -> Callable[[], None]:
         """Remember weights and optimizer as they are now; calling what is returned brings them back."""
-        weights = [parameter.detach().clone() for parameter in self._parameters]
+        weights = self.trained_weights()
         optimizers = {name: deepcopy(of.state_dict()) for name, of in self._optimizers.items()}
         n_updates = self.optimization_step
 
-        @torch.no_grad()
         def restore() -> None:
-            for parameter, weight in zip(self._parameters, weights, strict=True):
-                parameter.copy_(weight)
+            self._put_back(weights)
             for name, state in optimizers.items():
                 self._optimizers[name].load_state_dict(state)
             self.optimization_step = n_updates

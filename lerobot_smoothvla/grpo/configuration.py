@@ -246,11 +246,14 @@ class GRPOPipelineConfig(TrainPipelineConfig):
             env_adapter(self.env)
         if self.n_workers < 0:
             raise ValueError(f"`n_workers` should be at least 0, got {self.n_workers}.")
-        if self.n_workers == 0 and (self.rollout.backend == "ray" or self.rollout.inference == "central"):
-            raise ValueError(
-                "`n_workers` should be at least 1 for --rollout.backend=ray or --rollout.inference=central, "
-                "got 0."
-            )
+        elsewhere = {
+            "--rollout.backend=ray": self.rollout.backend == "ray",
+            "--rollout.inference=central": self.rollout.inference == "central",
+            "--rollout.overlap=true": self.rollout.overlap,
+        }
+        if self.n_workers == 0 and any(elsewhere.values()):
+            asked = " and ".join(flag for flag, wanted in elsewhere.items() if wanted)
+            raise ValueError(f"`n_workers` should be at least 1 for {asked}, got 0.")
         if self.steps < 1:
             raise ValueError(f"`steps` should be at least 1 iteration, got {self.steps}.")
 

@@ -9,7 +9,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from lerobot.common.train_utils import should_save_checkpoint
 from lerobot.common.wandb_utils import WandBLogger
 from lerobot.rl.algorithms.configs import TrainingStats
+from torch import Tensor
 from tqdm import tqdm
 
 from lerobot_smoothvla.envs.tasks import TRAINING_SEEDS, Task, has_init_states
@@ -70,6 +72,23 @@ def sample_starts(
     ]
 
 
+@dataclass(frozen=True)
+class Rollouts:
+    """An iteration's, of this rank.
+
+    Attributes:
+        episodes: In the order of their starts; all of a group or none.
+        n_starts: Over all ranks, those included that were set aside.
+        n_failures: Rollouts that failed.
+        seconds: They took.
+    """
+
+    episodes: list[Episode]
+    n_starts: int
+    n_failures: int
+    seconds: float
+
+
 class GRPOTrainer:
     """Runs iterations until the config's `steps`, with a checkpoint every `save_freq`."""
 
@@ -115,6 +134,9 @@ class GRPOTrainer:
             _keep_lines(self._log, iteration)
         self._saved = iteration if config.resume else -1
         self._restore: Callable[[], None] | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._ahead: tuple[Future[Rollouts], list[Tensor]] | None = None
+        """The next iteration's rollouts, and the weights that act in them."""
         self._wandb = WandBLogger(config) if config.wandb.enable and self.ranks.first else None
 
     def train(self) -> Path:
@@ -154,6 +176,10 @@ class GRPOTrainer:
         except (Interrupted, RolloutError, FloatingPointError) as reason:
             self._save_before_the_end(reason)
             raise
+        finally:
+            if self._ahead is not None:
+                self.engine.stop()
+            self._thread.shutdown()
         return saved
 
     def step(self) -> dict[str, float]:
@@ -162,15 +188,10 @@ class GRPOTrainer:
         Returns:
             Its metrics, which are also one JSON line of the log.
         """
-        began = time.perf_counter()
-        starts = sample_starts(
-            self.tasks, self.config.algorithm, self._seed, self.iteration, has_init_states(self.config.env)
-        )
-        failures_before = self.engine.n_failures
-        episodes = self._roll_out(starts)
-        rolled_out = time.perf_counter()
-        light = [_without_observations(episode) for episode in episodes]
-        of_ranks = self.ranks.gather((light, self.engine.n_failures - failures_before))
+        rollouts, behaviour = self._rollouts()
+        updating = time.perf_counter()
+        light = [_without_observations(episode) for episode in rollouts.episodes]
+        of_ranks = self.ranks.gather((light, rollouts.n_failures))
         of_all = [episode for of_rank, _ in of_ranks for episode in of_rank]
         if not of_all:
             raise RolloutError(
@@ -179,16 +200,15 @@ class GRPOTrainer:
         self._measure_reference(of_all)
         if self._saved != self.iteration:
             self._restore = self.algorithm.snapshot()
-        stats = self.algorithm.update(iter([self._groups(episodes)]))
+        stats = self.algorithm.update(iter([self._groups(rollouts.episodes)]), behaviour)
         self._keep_dropped()
-        self.engine.load_weights(self.algorithm.actor.policy)
         metrics = {
             "iteration": self.iteration + 1,
             **iteration_metrics(self._groups(of_all), stats),
             "rollout_failures": sum(failures for _, failures in of_ranks),
-            "starts_set_aside": len(starts) - len(of_all) // self.config.algorithm.group_size,
-            "rollout_s": rolled_out - began,
-            "update_s": time.perf_counter() - rolled_out,
+            "starts_set_aside": rollouts.n_starts - len(of_all) // self.config.algorithm.group_size,
+            "rollout_s": rollouts.seconds,
+            "update_s": time.perf_counter() - updating,
         }
         self._write(metrics)
         self.iteration += 1
@@ -241,13 +261,35 @@ class GRPOTrainer:
     def _bar(self, **settings: Any) -> tqdm:
         return tqdm(**settings, disable=None if self.ranks.first else True)
 
-    def _roll_out(self, starts: Sequence[Start]) -> list[Episode]:
+    def _rollouts(self) -> tuple[Rollouts, list[Tensor] | None]:
+        """This iteration's, and the weights that acted in them; None for the present ones.
+
+        With `overlap`, those of the next iteration begin.
+        """
+        overlap = self.config.rollout.overlap
+        if self._ahead is None:
+            self.engine.load_weights(self.algorithm.actor.policy)
+            done, behaviour = self._roll_out(self.iteration), None
+        else:
+            future, behaviour = self._ahead
+            done = future.result()
+            self._ahead = None
+        if overlap and self.iteration + 1 < self.config.steps:
+            self.engine.load_weights(self.algorithm.actor.policy)
+            next_ones = self._thread.submit(self._roll_out, self.iteration + 1)
+            self._ahead = next_ones, self.algorithm.trained_weights()
+        return done, behaviour
+
+    def _roll_out(self, iteration: int) -> Rollouts:
         """G rollouts of each of this rank's starts, in their order; the noise is that of one process.
 
         A start of which a rollout failed as often as it may is set aside: its group has nothing to compare.
         """
-        random = np.random.default_rng([self._seed, self.iteration, 1])
-        size = self.config.algorithm.group_size
+        began, failures_before = time.perf_counter(), self.engine.n_failures
+        algorithm = self.config.algorithm
+        starts = sample_starts(self.tasks, algorithm, self._seed, iteration, has_init_states(self.config.env))
+        random = np.random.default_rng([self._seed, iteration, 1])
+        size = algorithm.group_size
         seeds = [[int(random.integers(_SEEDS)) for _ in range(size)] for _ in starts]
         own = self.ranks.share(len(starts))
         requests = [
@@ -263,7 +305,8 @@ class GRPOTrainer:
             if failed := [outcome for outcome in group if isinstance(outcome, RolloutError)]:
                 logging.warning("%s is set aside: %s", requests[first].start, failed[0])
             episodes += [outcome for outcome in group if isinstance(outcome, Episode)] if not failed else []
-        return episodes
+        failures = self.engine.n_failures - failures_before
+        return Rollouts(episodes, len(starts), failures, time.perf_counter() - began)
 
     def _keep_dropped(self) -> None:
         """Save the first minibatch that had to be dropped, and end a run that drops one after the other.

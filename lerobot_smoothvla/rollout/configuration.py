@@ -19,18 +19,21 @@ class RolloutConfig:
             longer is taken to hang, and replaced.
         inference: Where the policy acts: a copy in every `worker`, or `central`, in the learner for all of
             them at once, for policies too large to copy.
+        overlap: Roll the next iteration out while the policy learns from this one: with the weights before
+            that, to which its ratios are then exact. Needs workers with copies of the policy.
     """
 
     backend: Backend = "local"
     address: str | None = None
     timeout_s: float = 1800.0
     inference: Inference = "worker"
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         """Reject what could not be run.
 
         Raises:
-            ValueError: If there is no such backend, or an address without Ray.
+            ValueError: If there is no such backend, or settings do not go together.
             ImportError: If Ray is not installed.
         """
         if self.backend not in get_args(Backend):
@@ -45,6 +48,11 @@ class RolloutConfig:
             raise ValueError(
                 "`inference=central` needs workers on this machine; leave --rollout.backend=ray out, or let "
                 "each of its actors have a copy of the policy."
+            )
+        if self.overlap and self.inference == "central":
+            raise ValueError(
+                "`overlap` needs a copy of the policy in every worker, as the learner's changes meanwhile; "
+                "leave --rollout.inference=central or --rollout.overlap=true out."
             )
         if not self.timeout_s > 0:
             raise ValueError(f"`timeout_s` should be a positive number of seconds, got {self.timeout_s}.")

@@ -309,6 +309,7 @@ class RolloutEngine[W: Worker]:
         self._replace = replace
         self._timeout_s = timeout_s
         self._busy: dict[W, tuple[int, float]] = {}
+        self._stopped = False
         self.n_failures = 0
 
     def run(
@@ -326,7 +327,7 @@ class RolloutEngine[W: Worker]:
             Episodes in the order of the requests.
 
         Raises:
-            RolloutError: If a request failed as often as it may.
+            RolloutError: If a request failed as often as it may, or the engine is stopped.
         """
         episodes = self.run_those_that_can(requests, on_episode)
         for request, episode in zip(requests, episodes, strict=True):
@@ -357,6 +358,8 @@ class RolloutEngine[W: Worker]:
                 try:
                     outcomes[index] = episode = worker.collect()
                 except RolloutError as failure:
+                    if self._stopped:
+                        raise
                     self._take_note(failure, worker, requests[index], attempts[index])
                     outcomes[index] = failure
                     if attempts[index] < ATTEMPTS:
@@ -394,6 +397,12 @@ class RolloutEngine[W: Worker]:
         """Let every worker act with these weights from now on."""
         for worker in self._workers:
             worker.load_weights(policy)
+
+    def stop(self) -> None:
+        """End all workers at once; a `run` in another thread raises `RolloutError`. `close` is left to do."""
+        self._stopped = True
+        for worker in list(self._workers):
+            worker.kill()
 
     def close(self) -> None:
         """Release all workers; those that still roll out, as the run was interrupted, at once."""

@@ -42,9 +42,11 @@ def sampled_group(algorithm: GRPOAlgorithm, success: Sequence[int] = (1, 0, 1, 0
     return episodes.sampled_group(algorithm.actor, algorithm.estimator, success, seed=seed)
 
 
-def update(algorithm: GRPOAlgorithm, *groups: Group) -> TrainingStats:
+def update(
+    algorithm: GRPOAlgorithm, *groups: Group, behaviour: Sequence[Tensor] | None = None
+) -> TrainingStats:
     algorithm.actor.policy.train()
-    return algorithm.update(iter([list(groups)]))
+    return algorithm.update(iter([list(groups)]), behaviour)
 
 
 def weights(algorithm: GRPOAlgorithm) -> dict[str, Tensor]:
@@ -55,11 +57,15 @@ def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     return max((first[key].float() - second[key].float()).abs().max().item() for key in first)
 
 
+@torch.no_grad()
+def log_ratios(algorithm: GRPOAlgorithm, baseline: Tensor, replay: Replay) -> Tensor:
+    return algorithm.estimator.log_ratio(
+        algorithm.actor.adapter, algorithm._encode(replay), replay.record, baseline, replay.executed
+    )
+
+
 def log_ratio(algorithm: GRPOAlgorithm, baseline: Tensor, replay: Replay) -> Tensor:
-    with torch.no_grad():
-        return algorithm.estimator.log_ratio(
-            algorithm.actor.adapter, algorithm._encode(replay), replay.record, baseline, replay.executed
-        ).mean(1)
+    return log_ratios(algorithm, baseline, replay).mean(1)
 
 
 # --- replay
@@ -139,6 +145,23 @@ def test_before_the_first_step_every_ratio_is_one(ratio):
     # Rollouts encode one observation at a time, replays several: sums in another order.
     assert stats["ratio_deviation"] < 1e-4
     assert stats["clip_fraction"] == 0 and stats["approx_kl"] < 1e-6
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_ratios_are_to_the_policy_that_sampled_where_another_one_learns(ratio):
+    grpo = algorithm(ratio=ratio)
+    group = sampled_group(grpo)
+    behaviour = grpo.trained_weights()
+    replay = Replay.from_groups([group], grpo.config)
+    baseline = grpo._baseline(replay)
+    update(grpo, group)
+    learned = weights(grpo)
+    moved = log_ratios(grpo, baseline, replay)
+    stats = update(grpo, group, behaviour=behaviour).to_log_dict()
+    deviation = ((moved.exp() - 1).abs().mean(1) * replay.weights).sum() / replay.weights.sum()
+    assert deviation > 1e-3
+    assert stats["ratio_deviation"] == pytest.approx(deviation.item(), rel=1e-3)
+    assert 0 < difference(weights(grpo), learned) < 1.1 * grpo.config.lr, "it goes on from where it was"
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
