@@ -12,7 +12,6 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from builders import tiny_smoothvla_in
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("lerobot_smoothvla", "lerobot_policy_smoothvla")
@@ -174,6 +173,8 @@ def test_a_preset_trains_without_the_repository(environment: Environment, tiny_d
 
 @pytest.mark.slow
 def test_grpo_runs_and_its_policy_is_evaluated(environment: Environment, tmp_path: Path):
+    from builders import tiny_smoothvla_in
+
     policy = tiny_smoothvla_in("pusht", tmp_path / "policy")
     short = ("env=pusht", "--env.episode_length=12")
     environment.said(
