@@ -2,7 +2,9 @@
 
 import logging
 
+from lerobot_smoothvla import configuration_smoothvla  # noqa: F401
 from lerobot_smoothvla.cli.parsing import parse
+from lerobot_smoothvla.filters import guard, steps  # noqa: F401
 
 
 def main() -> None:
