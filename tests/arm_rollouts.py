@@ -23,6 +23,7 @@ IMAGE = PolicyFeature(FeatureType.VISUAL, (3, 64, 64))
 FPS = 30
 V, A, J = 60.0, 400.0, 6000.0
 """The guard's limits: deg/s, deg/s², deg/s³."""
+ARM = "arm.npz"
 GUARD = (f"--guard.max_velocity=[{V}]", f"--guard.max_acceleration=[{A}]", f"--guard.max_jerk=[{J}]")
 
 # Imports for long what takes long, and forks a process for every rollout: LeRobot's command as it is.
@@ -78,6 +79,15 @@ class ArmRun:
     positions: NDArray[np.float64]
     period: float
 
+    @classmethod
+    def read(cls, code: int, said: str, scratch: Path) -> "ArmRun":
+        """Of a command with `arm_flags` that has ended."""
+        assert (scratch / ARM).exists(), f"{code}: {said}"
+        with np.load(scratch / ARM) as data:
+            return cls(
+                code, said, data["goals"], data["goal_times"], data["positions"], float(data["period"])
+            )
+
     def rates(self, after: int = 0) -> list[float]:
         """Largest velocity, acceleration and jerk of the five joints' goals, each 1/30 s after the last."""
         goals = self.goals[after:, :5]
@@ -109,12 +119,28 @@ def arm_checkpoint(path: Path) -> Path:
     return path
 
 
+def arm_environment() -> dict[str, str]:
+    """In which LeRobot finds the simulated arm."""
+    path = [str(TESTS / "simulated_arm"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+
+
+def arm_flags(scratch: Path) -> list[str]:
+    """Of a command that drives it and leaves in `scratch` what it did."""
+    return [
+        "--robot.type=simulated_arm",
+        f"--robot.log={scratch / ARM}",
+        f"--robot.calibration_dir={scratch}",
+        "--task=put the cube into the box",
+        f"--fps={FPS}",
+    ]
+
+
 @cache
 def _server() -> subprocess.Popen[str]:
-    path = [str(TESTS / "simulated_arm"), *filter(None, [os.environ.get("PYTHONPATH")])]
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+        env=arm_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -132,14 +158,10 @@ def roll_out(checkpoint: Path, scratch: Path, n_steps: int, *flags: str) -> ArmR
         n_steps: Control steps.
         flags: Further ones.
     """
-    log, arm = scratch / "rollout.log", scratch / "arm.npz"
+    log = scratch / "rollout.log"
     arguments = [
         f"--policy.path={checkpoint}",
-        "--robot.type=simulated_arm",
-        f"--robot.log={arm}",
-        f"--robot.calibration_dir={scratch}",
-        "--task=put the cube into the box",
-        f"--fps={FPS}",
+        *arm_flags(scratch),
         f"--robot.n_observations={n_steps + 2}",  # The first is before the loop, the last stops it.
         "--return_to_initial_position=false",
         "--play_sounds=false",
@@ -148,10 +170,5 @@ def roll_out(checkpoint: Path, scratch: Path, n_steps: int, *flags: str) -> ArmR
     server = _server()
     assert server.stdin is not None and server.stdout is not None
     print(log, *arguments, sep="\t", file=server.stdin, flush=True)
-    code = server.stdout.readline().strip()
-    said = log.read_text() if log.exists() else ""
-    assert arm.exists(), f"{code}: {said}"
-    with np.load(arm) as data:
-        return ArmRun(
-            int(code), said, data["goals"], data["goal_times"], data["positions"], float(data["period"])
-        )
+    code = int(server.stdout.readline())
+    return ArmRun.read(code, log.read_text() if log.exists() else "", scratch)

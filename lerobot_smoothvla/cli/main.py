@@ -19,11 +19,12 @@ COMMANDS = {
     "score": "measure the smoothness of a dataset's episodes, and find the worst moments",
     "push": "push a run's checkpoint to the Hub, with a model card made from the run and its evaluations",
     "export": "make a plain LeRobot checkpoint of a fine-tuned one (adapters merged), or one with a guard",
+    "serve": "run LeRobot's policy server for `smoothvla` too, with its flags",
     "demo": "run the whole path: demonstrations, supervised training, GRPO, comparison",
     "study": "compare success alone with the jerk reward over several seeds, tasks and conditions",
 }
 # The doctor says itself what is missing.
-_NEEDS_NO_SIMULATOR = ("doctor", "export", "push", "report", "score")
+_NEEDS_NO_SIMULATOR = ("doctor", "export", "push", "report", "score", "serve")
 
 
 def usage() -> str:

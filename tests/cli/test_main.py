@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from lerobot_smoothvla.cli.main import COMMANDS
+from lerobot_smoothvla.cli.main import _NEEDS_NO_SIMULATOR, COMMANDS
 
 
 def smoothvla(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +44,7 @@ def test_an_expected_error_is_one_paragraph_without_a_traceback(command: str):
     assert result.stderr.startswith(f"smoothvla {command}: error: There is no preset `env=liberro`")
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"doctor", "export", "push", "report", "score"}))
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - set(_NEEDS_NO_SIMULATOR)))
 def test_missing_gl_ends_a_command_before_it_starts(command: str):
     result = smoothvla(command, MUJOCO_GL="egl", __EGL_VENDOR_LIBRARY_FILENAMES="/nowhere.json")
     assert result.returncode == 2

@@ -1,0 +1,165 @@
+"""LeRobot's policy server and robot client on the simulated arm: a process each, and gRPC on loopback.
+
+The client observes when half of a chunk is left, however late: it is stopped by what it got, not by the time.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from arm_rollouts import FPS, HOME, A, ArmRun, J, V, arm_checkpoint, arm_environment, arm_flags
+
+from lerobot_smoothvla.cli.main import main
+from lerobot_smoothvla.export import export
+from lerobot_smoothvla.filters.configuration import GuardConfig
+from lerobot_smoothvla.stages import program
+
+CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Running:
+    """A command, and the file to which it writes."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @classmethod
+    def start(cls, directory: Path, *command: str) -> "Running":
+        """In a directory, where LeRobot writes its `logs/`, and a process group of its own."""
+        log = directory / "said.log"
+        with log.open("wb") as said:
+            process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=arm_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+        return cls(process, log)
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert self.process.poll() is None, self.said()[-4000:]
+            time.sleep(0.1)
+
+    def interrupt(self) -> int:
+        """As Ctrl-C does; the exit code. Nothing of its group is left."""
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(self.process.pid, 0)
+        return code
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return arm_checkpoint(tmp_path_factory.mktemp("arm") / "policy")
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """`smoothvla serve`, for one client after the other."""
+    directory = tmp_path_factory.mktemp("server")
+    running = Running.start(directory, program("smoothvla"), "serve", f"--port={port}")
+    try:
+        running.wait_for(lambda: "PolicyServer started" in running.said())
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+def drive(
+    server: Running, port: int, checkpoint: Path, scratch: Path, until: Callable[[str], bool]
+) -> tuple[ArmRun, str]:
+    """LeRobot's client, interrupted once the server has said enough to it; the arm, and what it said."""
+    before = len(server.said())
+    client = Running.start(
+        scratch,
+        sys.executable,
+        "-m",
+        "lerobot.async_inference.robot_client",
+        *arm_flags(scratch),
+        f"--server_address=127.0.0.1:{port}",
+        "--policy_type=smoothvla",
+        f"--pretrained_name_or_path={checkpoint}",
+        f"--actions_per_chunk={CHUNK}",
+    )
+    try:
+        client.wait_for(lambda: until(server.said()[before:]))
+        code = client.interrupt()
+    finally:
+        client.process.kill()
+    return ArmRun.read(code, client.said(), scratch), server.said()[before:]
+
+
+def test_it_listens_on_loopback_alone(server: Running):
+    listening = [c for c in psutil.Process(server.process.pid).net_connections("tcp") if c.status == "LISTEN"]
+    assert listening
+    assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} <= {"127.0.0.1", "::1"}
+
+
+def test_lerobots_client_drives_the_arm_with_a_smoothvla(
+    server: Running, port: int, plain: Path, tmp_path: Path
+):
+    steps = 3 * CHUNK
+
+    def has_seen_three_chunks(said: str) -> bool:
+        return any(int(step) >= steps for step in re.findall(r"Action chunk #(\d+) generated", said))
+
+    run, said = drive(server, port, plain, tmp_path, has_seen_three_chunks)
+    assert run.code == -signal.SIGINT, run.said
+    assert "Policy type: smoothvla" in said and "Error in StreamActions" not in said
+    assert len(run.goals) > steps, "an observation's number is that of the last action"
+    assert np.isfinite(run.goals).all()
+    assert np.median(np.diff(run.goal_times)) > 0.98 / FPS, "no faster than the control period"
+    assert run.rates()[0] > V, "it moves"
+
+
+def test_a_guard_refuses_there_and_the_arm_stays_where_it_is(
+    server: Running, port: int, plain: Path, tmp_path: Path
+):
+    limits = GuardConfig(max_velocity=[V], max_acceleration=[A], max_jerk=[J], fps=FPS)
+    export(plain, tmp_path / "guarded", limits)
+    refusal = "The motion guard should get one action for each observation"
+    run, _ = drive(server, port, tmp_path / "guarded", tmp_path, lambda said: refusal in said)
+    assert run.code == -signal.SIGINT, run.said
+    assert len(run.goals) == 0
+    assert np.abs(run.positions - HOME.numpy()).max() < 1, "deg"
+
+
+def test_ctrl_c_ends_the_server(server: Running):
+    before = len(server.said())
+    assert server.interrupt() == 128 + signal.SIGINT
+    assert "Traceback" not in server.said()[before:]
+
+
+def test_a_host_of_another_machine_is_one_paragraph_and_a_warning(tmp_path: Path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["smoothvla", "serve", "--host=203.0.113.1"])
+    assert main() == 2
+    said = capfd.readouterr().err
+    assert "Who reaches port 8080 of 203.0.113.1 can run any code as you." in said
+    assert "smoothvla serve: error: Failed to bind" in said and "Traceback" not in said
