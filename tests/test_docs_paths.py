@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from arm_rollouts import arm_checkpoint
-from builders import IMAGE, TINY_SMOOTHVLA, save_checkpoint, tiny_smolvla, tiny_smoothvla
+from builders import TINY_SMOOTHVLA, save_checkpoint, tiny_smolvla, tiny_smoothvla
 from documented_commands import CHECKPOINT_FLAG, COMMANDS, PAGES, REPOSITORY, Command, rows_of, written
 from hub_commands import Commands
 from hub_server import FakeHub, Repository
@@ -31,8 +32,8 @@ SOURCES = {
     "lerobot-eval": "from lerobot.scripts.lerobot_eval import main\nmain()",
     "lerobot-rollout": "from lerobot.scripts.lerobot_rollout import main\nmain()",
 }
-CHECKPOINTS = {"random_smolvla": "smolvla", "outputs/guarded": "arm"}
-"""Of paths that are not of a policy for LIBERO."""
+KINDS = {"random_smolvla": "smolvla"}
+"""Of checkpoints that are no `smoothvla` for LIBERO."""
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 
 
@@ -51,11 +52,14 @@ def arm_dataset(root: Path) -> None:
 
 def slide_checkpoint(path: Path) -> None:
     """A policy with random weights for the environment of `tests/environments.py`."""
-    inputs = {"observation.image": IMAGE, "observation.state": PolicyFeature(FeatureType.STATE, (1,))}
+    inputs = {
+        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 16, 16)),
+        "observation.state": PolicyFeature(FeatureType.STATE, (1,)),
+    }
     outputs = {"action": PolicyFeature(FeatureType.ACTION, (1,))}
     features = {"input_features": inputs, "output_features": outputs}
     config = SmoothVLAConfig(**TINY_SMOOTHVLA | features | {"max_state_dim": 1, "max_action_dim": 1})
-    unit = {"mean": np.zeros(1, np.float32), "std": np.ones(1, np.float32)}
+    unit = {"mean": torch.zeros(1), "std": torch.ones(1)}
     save_checkpoint(path, config, {"observation.state": unit, "action": unit})
 
 
@@ -72,19 +76,27 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hub(material: Path) -> Iterator[FakeHub]:
-    """With the policies that are there at the beginning; `you` is its user `me`."""
+def listening() -> Iterator[FakeHub]:
     hub = FakeHub()
-    for name, source in (("me/your_policy", "arm"), ("me/smolvla_libero", "smolvla")):
-        files = {file.name: file.read_bytes() for file in (material / source).iterdir() if file.is_file()}
-        hub.repositories[name] = Repository()
-        hub.repositories[name].commit("main", files)
     yield hub
     hub.close()
 
 
+@pytest.fixture
+def hub(listening: FakeHub, material: Path) -> FakeHub:
+    """With the policies that are there at the beginning; `you` is its user `me`."""
+    listening.repositories.clear()
+    for name, source in (("me/your_policy", "arm"), ("me/smolvla_libero", "smolvla")):
+        files = {file.name: file.read_bytes() for file in (material / source).iterdir() if file.is_file()}
+        listening.repositories[name] = Repository()
+        listening.repositories[name].commit("main", files)
+    return listening
+
+
 @pytest.fixture(scope="module")
-def commands(hub: FakeHub, material: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+def commands(
+    listening: FakeHub, material: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Commands]:
     """Real processes, which find the simulated arm and the page's environment as plugins."""
     plugins, datasets = (tmp_path_factory.mktemp(name) for name in ("plugins", "datasets"))
     (plugins / "lerobot_env_slide.py").write_text("import environments\n")
@@ -95,25 +107,23 @@ def commands(hub: FakeHub, material: Path, tmp_path_factory: pytest.TempPathFact
     path = [plugins, REPOSITORY / "tests/simulated_arm", REPOSITORY / "tests", REPOSITORY]
     search = os.pathsep.join([*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])])
     places = {"PYTHONPATH": search, "HF_LEROBOT_HOME": str(datasets)}
-    started = Commands({**hub.environment, **places}, plugins)
+    started = Commands({**listening.environment, **places}, plugins)
     yield started
     started.close()
 
 
 def lay_out(page: str, directory: Path, material: Path, tiny_dataset: Path) -> None:
     """What a page takes as given: policies that no command before has trained, datasets, and results."""
-    for place, target in {"configs": REPOSITORY / "configs", "LIBERO_DATASET": tiny_dataset}.items():
-        (directory / place).symlink_to(target)
-    (directory / "DATASET_ROOT").symlink_to(material / "demonstrations")
+    (directory / "configs").symlink_to(REPOSITORY / "configs")
+    shutil.copytree(tiny_dataset, directory / "LIBERO_DATASET")
+    shutil.copytree(material / "demonstrations", directory / "DATASET_ROOT")
     for index, command in enumerate(RUN[page]):
         made = written(RUN[page][:index])
         for path in {found[1] for word in command.words if (found := CHECKPOINT_FLAG.fullmatch(word))}:
-            place = directory / path
-            if not path.startswith("you/") and not any(path.startswith(there) for there in made):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                kind = "slide" if page == "environments.md" else CHECKPOINTS.get(path, "libero")
-                if not place.exists():
-                    place.symlink_to(material / kind)
+            given = not path.startswith("you/") and not any(path.startswith(there) for there in made)
+            if given and not (directory / path).exists():
+                kind = "slide" if page == "environments.md" else KINDS.get(path, "libero")
+                shutil.copytree(material / kind, directory / path)
     if page == "reading-the-report.md":
         write_training_run(directory / "outputs/grpo", [0.25, 0.5])
         write_evaluation(directory / "outputs/evaluation", policy=evaluation([True, False]))
@@ -121,7 +131,7 @@ def lay_out(page: str, directory: Path, material: Path, tiny_dataset: Path) -> N
 
 @pytest.mark.parametrize("page", [page for page, found in RUN.items() if found])
 def test_the_commands_of_a_page_run_in_their_order(
-    page: str, commands: Commands, material: Path, tiny_dataset: Path, tmp_path: Path
+    page: str, commands: Commands, hub: FakeHub, material: Path, tiny_dataset: Path, tmp_path: Path
 ):
     lay_out(page, tmp_path, material, tiny_dataset)
     commands.cwd = tmp_path
