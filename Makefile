@@ -4,7 +4,7 @@
 WORKERS ?= 2
 ONE_THREAD = OMP_NUM_THREADS=1 LP_NUM_THREADS=0
 
-.PHONY: setup lint test test-slow test-long demo study results clean
+.PHONY: setup lint test test-slow test-long demo study results docs clean
 
 setup:
 	@bash scripts/setup.sh
@@ -38,5 +38,10 @@ study: setup
 results: setup
 	.venv/bin/python scripts/headline.py
 
+# The pages of docs/ as a site in site/.
+docs: setup
+	.venv/bin/python -m uv pip install -q -p .venv/bin/python -c constraints.txt mkdocs
+	.venv/bin/mkdocs build --strict
+
 clean:
-	rm -rf .venv outputs dist build
+	rm -rf .venv outputs dist build site

@@ -58,7 +58,7 @@ class Commands:
 
     def __init__(self, environment: Mapping[str, str], cwd: Path) -> None:
         self._directory = TemporaryDirectory()
-        self._cwd = cwd
+        self.cwd = cwd
         own = {"HF_HOME": self._directory.name, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._mother = subprocess.Popen(
             [sys.executable, "-c", _MOTHER],
@@ -82,7 +82,7 @@ class Commands:
             "command": [str(argument) for argument in command],
             "environment": environment,
             "log": str(log),
-            "cwd": str(self._cwd),
+            "cwd": str(self.cwd),
         }
         assert self._mother.stdin is not None and self._mother.stdout is not None
         self._mother.stdin.write(json.dumps(order) + "\n")

@@ -1,4 +1,4 @@
-"""The README promises nothing that is not there, and explains every figure that a user meets."""
+"""The documentation promises nothing that is not there, and explains every figure that a user meets."""
 
 import re
 from dataclasses import fields
@@ -25,7 +25,9 @@ from lerobot_smoothvla.smoothness import measure
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = sorted(REPOSITORY.glob("*.md")) + sorted((REPOSITORY / "docs").glob("*.md"))
+PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
+DOCUMENTS = sorted(REPOSITORY.glob("*.md")) + PAGES
+TEXT = "\n".join([README, *(page.read_text(encoding="utf-8") for page in PAGES)])
 LINKS = [
     (document, link)
     for document in DOCUMENTS
@@ -33,10 +35,11 @@ LINKS = [
     if not link.startswith("https://")
 ]
 BLOCK = re.compile(r"^```\w+\n(.*?)^```", re.DOTALL | re.MULTILINE)
-CODE = "\n".join(BLOCK.findall(README) + re.findall(r"`([^`]+)`", BLOCK.sub("", README)))
+CODE = "\n".join(BLOCK.findall(TEXT) + re.findall(r"`([^`]+)`", BLOCK.sub("", TEXT)))
+GLOSSARY_PAGE = (REPOSITORY / "docs/glossary.md").read_text(encoding="utf-8")
 GLOSSARY = {
     name
-    for row in re.findall(r"^\| (`.+?) \|", README.partition("## Glossary")[2], re.MULTILINE)
+    for row in re.findall(r"^\| (`.+?) \|", GLOSSARY_PAGE, re.MULTILINE)
     for name in re.findall(r"`(\w+)`", row)
 }
 
@@ -73,6 +76,18 @@ def test_every_link_leads_to_a_file_and_a_heading(document: Path, link: str):
     assert not anchor or anchor in anchors(target)
 
 
+def test_pages_link_to_pages_by_anchors_that_a_site_has_too():
+    """A site is made of docs/ alone, and its anchors have no two hyphens in a row, as GitHub's may have."""
+    links = [link for document, link in LINKS if document in PAGES]
+    assert links
+    assert not [link for link in links if link.startswith("../") or "--" in link]
+
+
+def test_the_site_shows_every_page_once():
+    navigation = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    assert sorted(re.findall(r"([\w-]+\.md)$", navigation, re.MULTILINE)) == [page.name for page in PAGES]
+
+
 def test_every_command_exists():
     named = set(re.findall(r"(?<![\w=/.-])smoothvla ([a-z]+)\b(?!=)", CODE))
     assert named <= set(COMMANDS)
@@ -91,7 +106,7 @@ def test_every_included_file_exists():
 
 
 def test_continuous_integration_runs_the_readmes_test_command():
-    assert re.search(r"^make test\b", CODE, re.MULTILINE)
+    assert re.search(r"^make test\b", README, re.MULTILINE)
     assert re.search(r"^make test\b", (REPOSITORY / ".ci/run").read_text(), re.MULTILINE)
 
 
@@ -103,7 +118,7 @@ def test_the_glossary_has_every_name_of_an_evaluation(failure: Episode):
     evaluation = Evaluation((measure_episode(failure),)).to_json()
     overall = evaluation["overall"]
     assert {*evaluation, *overall, *overall["terms"]} <= GLOSSARY
-    assert all(f"`{name}`" in README for name in evaluation["per_episode"][0])
+    assert all(f"`{name}`" in GLOSSARY_PAGE for name in evaluation["per_episode"][0])
 
 
 def test_the_glossary_has_every_metric_of_an_iteration(failure: Episode):
@@ -119,7 +134,8 @@ def test_the_glossary_has_every_metric_of_an_iteration(failure: Episode):
 
 
 def test_settings_are_listed_with_their_defaults():
-    rows = re.findall(r"^\| `algorithm\.([\w.]+)` \| `(.+?)` \|", README, re.MULTILINE)
+    table = (REPOSITORY / "docs/grpo.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `algorithm\.([\w.]+)` \| `(.+?)` \|", table, re.MULTILINE)
     assert {"group_size", "lr", "reward.weight"} <= {name for name, _ in rows}
     for name, default in rows:
         value = reduce(getattr, name.split("."), GRPOConfig())
@@ -130,4 +146,4 @@ def test_every_setting_that_is_named_exists():
     config = GRPOConfig()
     known = {field.name for field in fields(config)}
     known |= {f"reward.{field.name}" for field in fields(config.reward)}
-    assert set(re.findall(r"\balgorithm\.([a-z][a-z0-9_]*(?:\.[a-z_]+)?)", README)) <= known
+    assert set(re.findall(r"\balgorithm\.(?!py\b)([a-z][a-z0-9_]*(?:\.[a-z_]+)?)", TEXT)) <= known

@@ -161,7 +161,7 @@ def env_adapter(config: EnvConfig) -> EnvAdapter:
         raise ValueError(
             f"Environments of type '{config.type}' have no adapter, which says where the position is "
             f"measured and what success is; these have: {known}. Write one with "
-            "`lerobot_smoothvla.envs.adapters.register_env_adapter`."
+            "`lerobot_smoothvla.envs.adapters.register_env_adapter`; docs/environments.md says how."
         )
     return _ADAPTERS[config.type]
 

@@ -353,7 +353,7 @@ def _without_observations(episode: Episode) -> Episode:
 
 
 def iteration_metrics(groups: Sequence[Group], stats: TrainingStats) -> dict[str, float]:
-    """What an iteration's rollouts and its update say, by the names of the README's glossary."""
+    """What an iteration's rollouts and its update say, by the names of docs/glossary.md."""
     scored = [episode for group in groups for episode in group.episodes]
     mixed = [0 < sum(s.success for s in group.episodes) < len(group.episodes) for group in groups]
     solved = [s for s in scored if s.success]
