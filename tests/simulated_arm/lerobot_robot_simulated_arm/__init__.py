@@ -9,4 +9,10 @@ from lerobot_robot_simulated_arm.config_simulated_arm import SimulatedArmConfig
 from lerobot_robot_simulated_arm.scripted_hand import ScriptedHand
 from lerobot_robot_simulated_arm.simulated_arm import SimulatedArm
 
-__all__ = ["ScriptedHand", "ScriptedHandConfig", "SimulatedArm", "SimulatedArmConfig", "SimulatedArmEnvConfig"]
+__all__ = [
+    "ScriptedHand",
+    "ScriptedHandConfig",
+    "SimulatedArm",
+    "SimulatedArmConfig",
+    "SimulatedArmEnvConfig",
+]

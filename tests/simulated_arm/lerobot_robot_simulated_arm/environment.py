@@ -13,8 +13,8 @@ FPS = 30
 class SimulatedArmEnv(gymnasium.Env):
     """Solved as soon as the cube is touched.
 
-    Observations: `agent_pos` (6,) as the robot's, `tip_pos` (3,) m, and `pixels` of both cameras. Actions: (6,) as
-    the robot's.
+    Observations: `agent_pos` (6,) as the robot's, `tip_pos` (3,) m, `pixels` of both cameras. Actions: (6,)
+    as the robot's.
     """
 
     task_description = TASK

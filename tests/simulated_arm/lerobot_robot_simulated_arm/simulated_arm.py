@@ -18,7 +18,7 @@ AT_HOME, AWAY = 6.0, 20.0
 class SimulatedArm(Robot):
     """Six position servos and two cameras, at a table with a cube.
 
-    Whenever the arm comes home, somebody puts the cube elsewhere: recorders let it come home between episodes.
+    Whenever the arm comes home, as between a recorder's episodes, somebody puts the cube elsewhere.
 
     On disconnection it goes on for a second, then writes `goals` (T, 6) with their `goal_times`, what the
     joints did, `positions` (N, 6) at the `period` of the physics, and where the `cubes` (K, 3) were, m, with
@@ -35,6 +35,7 @@ class SimulatedArm(Robot):
     def __init__(self, config: SimulatedArmConfig) -> None:
         super().__init__(config)
         self.config = config
+        self.cameras = dict.fromkeys(CAMERAS)  # The recorder counts them.
         self.table: Table | None = None
         self._generator = np.random.default_rng(config.seed)
         self._images: dict[str, np.ndarray] = {}
