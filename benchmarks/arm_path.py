@@ -211,13 +211,14 @@ def summary(out: Path) -> str:
 
 
 def recorded(out: Path, run: str, label: str) -> list[str]:
-    """A row of what the arm did in real time; the period between commands, median and 99 %."""
+    """A row of what the arm did in real time; the period between commands, median and 95 %."""
     score = json.loads((out / f"score_{run}" / "score.json").read_text())
-    n, jerk = len(score["per_episode"]), Interval(**score["overall"]["jerk_rms"])
+    n, jerk = len(score["per_episode"]), score["overall"]["jerk_rms"]
     with np.load(out / run / "arm.npz") as arm:
         n_touched, periods = int(arm["touched"][:n].sum()), np.diff(arm["goal_times"]) * 1e3
-    period = f"{np.median(periods):.0f}, {np.percentile(periods, 99):.0f}"
-    return [label, str(n), spelt(wilson_interval(n_touched, n)), spelt(jerk), "-", "-", period]
+    period = "{:.0f}, {:.0f}".format(*np.percentile(periods, [50, 95]))
+    success = spelt(wilson_interval(n_touched, n))
+    return [label, str(n), success, spelt(jerk and Interval(**jerk)), "-", "-", period]
 
 
 def simulated(overall: dict[str, Any], label: str, signed: bool = False) -> list[str]:

@@ -13,12 +13,14 @@ from lerobot_robot_simulated_arm.table import CAMERAS, HOME, JOINTS, Table
 
 AT_HOME, AWAY = 6.0, 20.0
 """How far from home, in degrees, it is home, and has left."""
+REST_S = 0.5
+"""How long it is at home before the cube is put elsewhere: not where it only comes past."""
 
 
 class SimulatedArm(Robot):
     """Six position servos and two cameras, at a table with a cube.
 
-    Whenever the arm comes home, as between a recorder's episodes, somebody puts the cube elsewhere.
+    Whenever the arm rests at home again, as between a recorder's episodes, somebody puts the cube elsewhere.
 
     On disconnection it goes on for a second, then writes `goals` (T, 6) with their `goal_times`, what the
     joints did, `positions` (N, 6) at the `period` of the physics, and where the `cubes` (K, 3) were, m, with
@@ -44,6 +46,7 @@ class SimulatedArm(Robot):
         self._positions: list[np.ndarray] = []
         self._cubes: list[tuple[np.ndarray, bool]] = []
         self._away = False
+        self._rested = 0.0
         self._n_observations = 0
         self._lost = False
 
@@ -89,10 +92,12 @@ class SimulatedArm(Robot):
         measured = self.table.joints
         self._positions.append(measured)
         distance = np.abs(measured - HOME)[:5].max()
-        if self._away and distance < AT_HOME:
+        self._away = self._away or distance > AWAY
+        self._rested = self._rested + self.table.period if distance < AT_HOME else 0.0
+        if self._away and self._rested > REST_S:
             self._cubes.append((self.table.cube, self.table.touched))
             self.table.place_cube(self._generator)
-        self._away = distance > AWAY or (self._away and distance >= AT_HOME)
+            self._away = False
 
     @check_if_not_connected
     def get_observation(self) -> dict[str, Any]:
