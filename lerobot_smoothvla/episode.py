@@ -1,8 +1,8 @@
 """What flows between the stages: `Start` → `Episode` → `ScoredEpisode` → `Group`.
 
 Dims: C policy calls (chunks) of one episode, H steps a chunk, T control steps, D position axes (3 of an end
-effector), A action dimensions of the robot, P padded action dimensions of the model. Units: SI, but that
-positions are in the embodiment's unit.
+effector), J joints, A action dimensions of the robot, P padded action dimensions of the model. Units: SI, but
+that positions are in the embodiment's unit.
 """
 
 from collections.abc import Sequence
@@ -82,6 +82,8 @@ class Episode:
         success: Whether the task was solved within the horizon.
         max_steps: The horizon in control steps.
         embodiment: What positions and actions mean.
+        joints: (T + 1, J) measured positions of the arm's joints, rad; None where the environment gives none
+            beside `positions`.
     """
 
     start: Start
@@ -96,6 +98,7 @@ class Episode:
     success: bool
     max_steps: int
     embodiment: Embodiment = Embodiment()
+    joints: Tensor | None = None
 
     @property
     def n_steps(self) -> int:

@@ -2,12 +2,14 @@
 
 Bounded smoothness of one episode, J its jerk RMS and J_ref the warm start's median on the same task:
 
-    s = 1 / (1 + J / J_ref),            signal "jerk_rms"
-    s = 1 / (1 + exp((L_ref - L) / 2)), signal "ldlj"
+    s = 1 / (1 + J / J_ref),            signals "jerk_rms", "joint_jerk_rms"
+    s = 1 / (1 + exp((L_ref - L) / 2)), signals "ldlj", "joint_ldlj"
 
 L is the LDLJ, the negative logarithm of a *squared* jerk, so exp(-L / 2) is a dimensionless jerk and both
 forms are the same function of a ratio of jerks. Both give 1/2 at the reference. Raw jerk falls with the cube
 of the duration, so "jerk_rms" pays for slowness; LDLJ does not change when the same path is driven slower.
+The signals of the joints are the same measures of their positions, in rad: an arm whose hand moves smoothly
+may still shake in its elbow.
 
 Dims: T control steps, C chunks, D position axes. Units: SI; where an embodiment's positions are not in m,
 its unit (px, rad) stands for every m.
@@ -28,9 +30,9 @@ from lerobot.processor.converters import create_transition
 from torch import Tensor
 
 from lerobot_smoothvla.episode import Embodiment, Episode, ScoredEpisode, Start
-from lerobot_smoothvla.smoothness import chunk_jerk_rms, measure, time_to_success
+from lerobot_smoothvla.smoothness import JOINT_MOVING_SPEED, chunk_jerk_rms, measure, time_to_success
 
-Signal = Literal["jerk_rms", "ldlj"]
+Signal = Literal["jerk_rms", "ldlj", "joint_jerk_rms", "joint_ldlj"]
 Combination = Literal["sum", "gated"]
 
 _INPUTS = ("positions", "dt", "executed", "success", "task_key")
@@ -41,12 +43,13 @@ class JerkRewardConfig:
     """What makes an episode worth repeating.
 
     Attributes:
-        signal: What smoothness is measured by; see the module.
+        signal: What smoothness is measured by; see the module. Those of joints need an environment that gives
+            joints beside its positions.
         weight: λ ≥ 0 of the smoothness.
         combination: "sum" is success + λ·s; "gated" is success·(1 + λ·s), where only a success is paid.
-        reference: The value of `signal` at which s = 1/2, in the signal's own unit (m/s³ for "jerk_rms", none
-            for "ldlj"): one for all tasks, or one for each "suite/task_id". None until it is measured; see
-            `reference_medians`.
+        reference: The value of `signal` at which s = 1/2, in the signal's own unit (m/s³ for "jerk_rms",
+            rad/s³ for "joint_jerk_rms", none for the others): one for all tasks, or one for each
+            "suite/task_id". None until it is measured; see `reference_medians`.
         moving_speed: Speed above which the arm counts as moving, m/s; None for the embodiment's (0.01 m/s in
             LIBERO).
         min_extent: An episode that never gets this far from where it began has s = 0, m; None for the
@@ -83,12 +86,23 @@ class JerkRewardConfig:
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"`{name}` should be ≥ 0, got {value}.")
         for value in self._references():
-            if not math.isfinite(value) or (self.signal == "jerk_rms" and value <= 0):
-                expected = "positive jerk in m/s³" if self.signal == "jerk_rms" else "finite LDLJ"
+            if not math.isfinite(value) or (not self.is_ldlj and value <= 0):
+                unit = "rad" if self.of_joints else "m"
+                expected = "finite LDLJ" if self.is_ldlj else f"positive jerk in {unit}/s³"
                 raise ValueError(
                     f"`reference` should be a {expected} with signal '{self.signal}', got {value}; "
                     "measure it on the warm start with `reference_medians`."
                 )
+
+    @property
+    def of_joints(self) -> bool:
+        """Whether the joints are measured, not the end effector."""
+        return self.signal.startswith("joint_")
+
+    @property
+    def is_ldlj(self) -> bool:
+        """Whether it is of a whole movement, without unit."""
+        return self.signal.endswith("ldlj")
 
     def reference_of(self, task_key: str) -> float:
         """The reference of one task, in the signal's unit.
@@ -128,18 +142,18 @@ class JerkRewardConfig:
         moved = terms["moving_share"] > 0 and terms["extent"] >= self.embodiment(embodiment).min_extent
         if not moved or math.isnan(value):
             return 0.0
-        if self.signal == "jerk_rms":
+        if not self.is_ldlj:
             return 1 / (1 + value / reference)
         # The logistic function, by a form that cannot overflow.
         return (1 + math.tanh((value - reference) / 4)) / 2
 
     def chunk_smoothness(self, jerks: Tensor, task_key: str) -> Tensor:
-        """Smoothness s of (C,) chunks by their jerk RMS in m/s³; NaN with "ldlj", which no part has.
+        """Smoothness s of (C,) chunks by their jerk RMS, in the signal's unit; NaN with an LDLJ.
 
         Raises:
             ValueError: If the task has no reference.
         """
-        if self.signal == "ldlj":
+        if self.is_ldlj:
             return torch.full_like(jerks, torch.nan)
         return 1 / (1 + jerks / self.reference_of(task_key))
 
@@ -166,6 +180,7 @@ class JerkRewardProcessorStep(ProcessorStep):
         success: (T,) bool, whether the task is solved after each step; nothing after the first True counts.
         task_key: "suite/task_id".
         embodiment: Optional `Embodiment` of the positions; LIBERO's without it.
+        joints: Optional (T + 1, J) positions of the joints, rad.
 
     Writes the total into the transition's reward, and into its info `success`, `smoothness`, `total`,
     `chunk_smoothness` (C,) and `terms`: those of `smoothness.measure` and `time_to_success` (s, NaN for a
@@ -186,7 +201,8 @@ class JerkRewardProcessorStep(ProcessorStep):
         """Scores the episode.
 
         Raises:
-            ValueError: If an input is missing, the inputs disagree on T, or the task has no reference.
+            ValueError: If an input is missing, the inputs disagree on T, the task has no reference, or the
+                signal is of joints and there are none.
         """
         data = transition.get(TransitionKey.COMPLEMENTARY_DATA) or {}
         if missing := [name for name in _INPUTS if name not in data]:
@@ -197,7 +213,15 @@ class JerkRewardProcessorStep(ProcessorStep):
         embodiment = self.config.embodiment(data.get("embodiment", Embodiment()))
         dt = data["dt"]
         positions, executed = _until_success(data["positions"], data["executed"], data["success"])
-        terms = measure(positions, dt, executed, embodiment.moving_speed)
+        joints: Tensor | None = data.get("joints")
+        measured, moving_speed = positions, embodiment.moving_speed
+        if joints is not None:
+            joints = joints[: len(positions)].double()
+        if self.config.of_joints:
+            if joints is None:
+                raise ValueError(without_joints(self.config.signal))
+            measured, moving_speed = joints, JOINT_MOVING_SPEED
+        terms = measure(positions, dt, executed, embodiment.moving_speed, joints)
         terms["time_to_success"] = time_to_success(data["success"], dt).item()
         success = 0.0 if math.isnan(terms["time_to_success"]) else 1.0
         smoothness = self.config.smoothness(terms, data["task_key"], embodiment)
@@ -210,7 +234,7 @@ class JerkRewardProcessorStep(ProcessorStep):
             "smoothness": smoothness,
             "total": total,
             "chunk_smoothness": self.config.chunk_smoothness(
-                _chunk_jerks(positions, dt, executed, embodiment.moving_speed), data["task_key"]
+                _chunk_jerks(measured, dt, executed, moving_speed), data["task_key"]
             ),
             "terms": terms,
         }
@@ -252,15 +276,19 @@ def reference_medians(episodes: Iterable[Episode], config: JerkRewardConfig) -> 
         config: Says which signal, and from which speed on the arm moves.
 
     Returns:
-        "suite/task_id" to the median, m/s³ for "jerk_rms"; freeze it with `replace(config, reference=...)`.
+        "suite/task_id" to the median, in the signal's unit; freeze it with `replace(config, reference=...)`.
 
     Raises:
-        ValueError: If a task has no episode in which the arm moves.
+        ValueError: If a task has no episode in which the arm moves, or the signal is of joints that no
+            environment gave.
     """
     values: defaultdict[str, list[float]] = defaultdict(list)
     for episode in episodes:
         moving_speed = config.embodiment(episode.embodiment).moving_speed
-        value = measure(episode.positions, episode.dt, episode.executed, moving_speed)[config.signal]
+        if config.of_joints and episode.joints is None:
+            raise ValueError(without_joints(config.signal))
+        terms = measure(episode.positions, episode.dt, episode.executed, moving_speed, episode.joints)
+        value = terms[config.signal]
         values[task_key(episode.start)] += [] if math.isnan(value) else [value]
     if still := sorted(key for key, of_task in values.items() if not of_task):
         raise ValueError(
@@ -268,6 +296,16 @@ def reference_medians(episodes: Iterable[Episode], config: JerkRewardConfig) -> 
             f"nothing moved in those of {still}; train the warm start further or leave these tasks out."
         )
     return {key: median(of_task) for key, of_task in values.items()}
+
+
+def without_joints(signal: str) -> str:
+    """What is wrong with a signal of joints where an environment gives none beside its positions."""
+    instead = signal.removeprefix("joint_")
+    return (
+        f"`signal` '{signal}' needs positions of joints beside those of the end effector, which this "
+        f"environment does not give; use --algorithm.reward.signal={instead}, which is of the "
+        "positions that it gives (of joints where they are in rad)."
+    )
 
 
 def task_key(start: Start) -> str:
@@ -286,6 +324,7 @@ def _episode_inputs(episode: Episode) -> dict[str, Any]:
         "success": success,
         "task_key": task_key(episode.start),
         "embodiment": episode.embodiment,
+        "joints": episode.joints,
     }
 
 

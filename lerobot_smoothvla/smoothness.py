@@ -13,6 +13,8 @@ from torch import Tensor
 
 MOVING_SPEED = 0.01
 """Below this speed the arm counts as standing still, m/s."""
+JOINT_MOVING_SPEED = 0.02
+"""The same of joints, rad/s: half a metre from one, 0.02 rad are a centimetre."""
 
 
 def velocity(positions: Tensor, dt: float) -> Tensor:
@@ -235,7 +237,11 @@ def time_to_success(success: Tensor, dt: float) -> Tensor:
 
 
 def measure(
-    positions: Tensor, dt: float, executed: Tensor, moving_speed: float = MOVING_SPEED
+    positions: Tensor,
+    dt: float,
+    executed: Tensor,
+    moving_speed: float = MOVING_SPEED,
+    joints: Tensor | None = None,
 ) -> dict[str, float]:
     """All terms of one episode, named and unweighted, for the reward and for the evaluation alike.
 
@@ -244,11 +250,13 @@ def measure(
         dt: Control period, s.
         executed: (C,) how many steps of each chunk were run; their sum is T.
         moving_speed: Speed above which the arm counts as moving, m/s.
+        joints: (T + 1, J) positions of the joints beside those of the end effector, rad.
 
     Returns:
         `jerk_rms`, `boundary_jerk_rms`, `interior_jerk_rms` (m/s³, while moving), `ldlj`, `sparc` (no unit),
-        `path_length`, `extent` (m), `duration` (s), `moving_share` (of the control steps). What cannot be
-        measured, as in an episode without motion or with fewer than 4 positions, is NaN.
+        `path_length`, `extent` (m), `duration` (s), `moving_share` (of the control steps); with `joints` also
+        `joint_jerk_rms` (rad/s³, while they move) and `joint_ldlj` (no unit). What cannot be measured, as in
+        an episode without motion or with fewer than 4 positions, is NaN.
 
     Raises:
         ValueError: If `dt` is not positive or `executed` does not sum to T.
@@ -274,6 +282,9 @@ def measure(
             "ldlj": log_dimensionless_jerk(velocity(positions, dt), dt).item(),
             "sparc": spectral_arc_length(speed(positions, dt), dt).item(),
         }
+    if joints is not None:
+        of_joints = measure(joints, dt, executed, JOINT_MOVING_SPEED)
+        terms |= {f"joint_{name}": of_joints[name] for name in ("jerk_rms", "ldlj")}
     return terms
 
 

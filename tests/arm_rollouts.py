@@ -16,6 +16,7 @@ from lerobot.configs import FeatureType, PolicyFeature
 from numpy.typing import NDArray
 
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+from lerobot_smoothvla.smoothness import jerk_rms
 
 TESTS = Path(__file__).parent
 HOME = torch.tensor([0.0, -45.0, 60.0, 30.0, 0.0, 20.0])
@@ -94,10 +95,9 @@ class ArmRun:
         return [float(np.abs(np.diff(goals, n=order, axis=0)).max()) * FPS**order for order in (1, 2, 3)]
 
     def measured_jerk(self) -> float:
-        """Root mean square of what the joints did, at 30 Hz, deg/s³."""
-        positions = self.positions[:: round(1 / FPS / self.period), :5]
-        jerk = np.diff(positions, n=3, axis=0) * FPS**3
-        return float(np.sqrt((jerk**2).sum(axis=1).mean()))
+        """Root mean square of what the joints did, at 30 Hz, rad/s³."""
+        positions = torch.from_numpy(np.radians(self.positions[:: round(1 / FPS / self.period), :5]))
+        return jerk_rms(positions, 1 / FPS).item()
 
 
 def arm_checkpoint(path: Path) -> Path:

@@ -22,7 +22,7 @@ from lerobot_smoothvla.jerk_reward import (
     score,
     task_key,
 )
-from lerobot_smoothvla.smoothness import chunk_jerk_rms, measure
+from lerobot_smoothvla.smoothness import JOINT_MOVING_SPEED, chunk_jerk_rms, measure
 
 DT = 0.05
 HORIZON = 280
@@ -72,7 +72,7 @@ def crawl(velocity: float, n_steps: int = HORIZON) -> Tensor:
 
 
 def step(signal: str = "jerk_rms", combination: str = "gated", **settings) -> JerkRewardProcessorStep:
-    settings = {"reference": REFERENCE[signal]} | settings
+    settings = {"reference": REFERENCE.get(signal)} | settings
     return JerkRewardProcessorStep(signal=signal, combination=combination, **settings)
 
 
@@ -171,6 +171,42 @@ def test_chunks_in_which_nothing_moves_have_no_smoothness(positions):
     scored = score(episode(positions, False), step())
     assert scored.chunk_smoothness.shape == scored.episode.executed.shape
     assert scored.chunk_smoothness.isnan().all()
+
+
+# Joints beside the end effector
+
+
+def with_joints(hand: Tensor, joints: Tensor) -> Episode:
+    return replace(episode(hand, True), joints=joints)
+
+
+@pytest.mark.parametrize(("signal", "of_hand"), [("joint_jerk_rms", "jerk_rms"), ("joint_ldlj", "ldlj")])
+def test_a_signal_of_joints_is_the_same_measure_of_the_joints(signal, of_hand):
+    both = with_joints(reach(), shaky_reach())
+    joints = replace(episode(shaky_reach(), True), embodiment=Embodiment("rad", JOINT_MOVING_SPEED))
+    expected = score(joints, step(of_hand))
+    scored = score(both, step(signal, reference=REFERENCE[of_hand]))
+    assert scored.smoothness == pytest.approx(expected.smoothness)
+    assert scored.terms[signal] == pytest.approx(expected.terms[of_hand])
+    torch.testing.assert_close(scored.chunk_smoothness, expected.chunk_smoothness, equal_nan=True)
+    reference = {"libero_object/0": pytest.approx(scored.terms[signal])}
+    assert reference_medians([both], JerkRewardConfig(signal)) == reference
+
+
+@pytest.mark.parametrize("signal", ["jerk_rms", "ldlj"])
+def test_joints_change_nothing_where_the_hand_is_rewarded(signal):
+    scored = score(with_joints(reach(), shaky_reach()), step(signal))
+    alone = score(episode(reach(), True), step(signal))
+    assert scored.total == alone.total
+    assert scored.terms.keys() - alone.terms.keys() == {"joint_jerk_rms", "joint_ldlj"}
+
+
+def test_a_signal_of_joints_that_nobody_measures_is_refused():
+    message = "'joint_jerk_rms' needs positions of joints .* use --algorithm.reward.signal=jerk_rms"
+    with pytest.raises(ValueError, match=message):
+        score(episode(reach(), True), step("joint_jerk_rms", reference=1.0))
+    with pytest.raises(ValueError, match=message):
+        reference_medians([episode(reach(), True)], JerkRewardConfig("joint_jerk_rms"))
 
 
 # What it never pays
@@ -315,6 +351,7 @@ def test_an_unmeasured_reference_is_rejected_before_any_episode_is_run():
         ({"min_extent": math.inf}, "`min_extent` should be ≥ 0, got inf"),
         ({"reference": 0.0}, "positive jerk in m/s³ .* got 0.0"),
         ({"reference": {"libero_object/0": -3.0}}, "positive jerk in m/s³ .* got -3.0"),
+        ({"reference": 0.0, "signal": "joint_jerk_rms"}, "positive jerk in rad/s³ .* got 0.0"),
         ({"reference": math.nan, "signal": "ldlj"}, "finite LDLJ .* got nan"),
     ],
 )

@@ -6,7 +6,7 @@ LIBERO has a class of its own (`envs.libero`); every other type runs through `en
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -18,6 +18,21 @@ from lerobot_smoothvla.episode import Embodiment
 
 CameraSwitch = Callable[[bool], None]
 """Turns rendering on or off; what is observed meanwhile has a blank in the place of each image."""
+
+
+@dataclass(frozen=True)
+class Joints:
+    """Where an environment that measures its end effector gives the positions of its joints, too.
+
+    Attributes:
+        key: Entry of the raw observation.
+        axes: Indices of the J joints there, without grippers.
+        unit: Of the values; degrees are measured in rad.
+    """
+
+    key: str
+    axes: tuple[int, ...]
+    unit: Literal["rad", "deg"] = "rad"
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,7 @@ class EnvAdapter:
         mujoco: Whether it renders with MuJoCo, which needs OpenGL.
         camera_switch: Makes the switch of a built environment, if rendering can be skipped without changing
             anything else.
+        joints: Positions of the arm's joints, where `position_key` holds those of its end effector.
     """
 
     position_key: str
@@ -44,6 +60,7 @@ class EnvAdapter:
     package: str | None = None
     mujoco: bool = False
     camera_switch: Callable[[gymnasium.Env], CameraSwitch] | None = None
+    joints: Joints | None = None
 
 
 def _metaworld_switch(env: Any) -> CameraSwitch:

@@ -1,6 +1,6 @@
 """What the rollouts need of an environment: an explicit start, steps by whole action chunks, and a position.
 
-Dims: H steps a chunk, n ≤ H of them executed, A action dimensions, D position axes.
+Dims: H steps a chunk, n ≤ H of them executed, A action dimensions, D position axes, J joints.
 """
 
 from abc import ABC, abstractmethod
@@ -30,6 +30,7 @@ class ChunkOutcome:
 
     Attributes:
         positions: (n, D) positions after each executed step, in the embodiment's unit.
+        joints: (n, J) positions of the arm's joints then, rad; None where not given beside `positions`.
         frames: What the policy sees next: the observations of the last control steps, oldest first; none once
             the episode is over.
         success: Whether the task is solved.
@@ -37,6 +38,7 @@ class ChunkOutcome:
     """
 
     positions: NDArray[np.float64]
+    joints: NDArray[np.float64] | None
     frames: tuple[Observation, ...]
     success: bool
     done: bool
@@ -80,6 +82,11 @@ class ChunkedEnv(ABC):
     @abstractmethod
     def position(self) -> NDArray[np.float64]:
         """(D,) position at the end of the last control step, in the embodiment's unit."""
+
+    @property
+    def joints(self) -> NDArray[np.float64] | None:
+        """(J,) positions of the arm's joints then, rad; None where they are not given beside `position`."""
+        return None
 
     @abstractmethod
     def reset_to(self, start: Start, shift: Shift | None = None) -> Observation:
@@ -132,13 +139,15 @@ class ChunkedEnv(ABC):
         """
         if self._done:
             raise RuntimeError("The episode is over: call `reset_to` before stepping again.")
-        positions, frames = [], []
+        positions, joints, frames = [], [], []
         last = min(len(actions), self.max_steps - self._steps)
         success = over = False
         for index, action in enumerate(actions[:last]):
             looks = index >= last - n_frames
             observation, success, over = self._advance(action, render=on_frame is not None or looks)
             positions.append(self.position)
+            if self.joints is not None:
+                joints.append(self.joints)
             if looks:
                 frames.append(observation)
             if on_frame is not None:
@@ -153,7 +162,8 @@ class ChunkedEnv(ABC):
         self._steps += len(positions)
         self._done = success or over or self._steps >= self.max_steps
         seen = () if self._done else tuple(self.to_lerobot(frame) for frame in frames)
-        return ChunkOutcome(np.stack(positions), seen, bool(success), bool(self._done))
+        measured = np.stack(joints) if joints else None
+        return ChunkOutcome(np.stack(positions), measured, seen, bool(success), bool(self._done))
 
     def _diverged(self) -> bool:
         """Whether the simulator itself says that its state became useless."""

@@ -46,6 +46,7 @@ class GymChunkedEnv(ChunkedEnv):
             raise ValueError(f"`episode_length` should be at least 1 control step, got {length}.")
         self._from_env, self._to_env = config.get_env_processors()
         self._position: NDArray[np.float64] = np.full(len(self._adapter.axes), np.nan)
+        self._joints: NDArray[np.float64] | None = None
         self._vector_env = _single(config)
         self._env: gymnasium.Env = self._vector_env.envs[0]
         switch = self._adapter.camera_switch
@@ -80,6 +81,11 @@ class GymChunkedEnv(ChunkedEnv):
         """(D,) position in the last observation, in the embodiment's unit."""
         return self._position
 
+    @property
+    def joints(self) -> NDArray[np.float64] | None:
+        """(J,) positions of the joints in the last observation, rad, if the adapter says where they are."""
+        return self._joints
+
     def reset_to(self, start: Start, shift: Shift | None = None) -> Observation:
         """Reset by the start's seed.
 
@@ -99,7 +105,7 @@ class GymChunkedEnv(ChunkedEnv):
             )
         self._render(True)
         observation, _ = self._env.reset(seed=start.seed)
-        self._position = self._position_in(observation)
+        self._look_at(observation)
         self._steps, self._done = 0, False
         return self.to_lerobot(observation)
 
@@ -116,7 +122,7 @@ class GymChunkedEnv(ChunkedEnv):
         batch = {ACTION: torch.from_numpy(np.array(action)[None])}
         action = self._to_env(batch)[ACTION][0].numpy()
         observation, _, terminated, truncated, info = self._env.step(action)
-        self._position = self._position_in(observation)
+        self._look_at(observation)
         return observation, bool(info[self._adapter.success_key]), terminated or truncated
 
     def _picture(self, observation: dict[str, Any]) -> Picture:
@@ -125,8 +131,14 @@ class GymChunkedEnv(ChunkedEnv):
             pixels = self._env.render()
         return next(iter(pixels.values())) if isinstance(pixels, dict) else pixels
 
-    def _position_in(self, observation: Any) -> NDArray[np.float64]:
-        key, axes = self._adapter.position_key, self._adapter.axes
+    def _look_at(self, observation: Any) -> None:
+        adapter = self._adapter
+        self._position = self._values(observation, adapter.position_key, adapter.axes)
+        if adapter.joints is not None:
+            joints = self._values(observation, adapter.joints.key, adapter.joints.axes)
+            self._joints = np.deg2rad(joints) if adapter.joints.unit == "deg" else joints
+
+    def _values(self, observation: Any, key: str, axes: tuple[int, ...]) -> NDArray[np.float64]:
         values = observation.get(key) if isinstance(observation, dict) else None
         if values is None or len(values) <= max(axes):
             given = sorted(observation) if isinstance(observation, dict) else "a bare array"
@@ -151,7 +163,7 @@ class GymChunkedEnv(ChunkedEnv):
     def _try_out(self) -> None:
         """Reject an environment without success, or whose starts are not determined by their seed."""
         first, _ = self._env.reset(seed=_PROBE_SEED)
-        self._position_in(first)
+        self._look_at(first)
         first = _copied(first)
         self._env.action_space.seed(_PROBE_SEED)
         self._render(False)

@@ -106,6 +106,11 @@ class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
         return np.array(self._env.sim.data.site_xpos[robot.eef_site_id])
 
     @property
+    def joints(self) -> NDArray[np.float64]:
+        """(7,) positions of the arm's joints then, rad."""
+        return np.array(self._env.robots[0]._joint_positions)
+
+    @property
     def rendering(self) -> bool:
         """Whether the cameras are rendered in the coming control steps."""
         return self._rendering

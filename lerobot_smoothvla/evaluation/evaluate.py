@@ -31,7 +31,15 @@ from lerobot_smoothvla.jerk_reward import task_key
 from lerobot_smoothvla.rollout.engine import RolloutEngine, RolloutRequest, Sampler
 from lerobot_smoothvla.smoothness import measure
 
-AMONG_SUCCESSES = ("jerk_rms", "boundary_jerk_rms", "interior_jerk_rms", "ldlj", "sparc")
+AMONG_SUCCESSES = (
+    "jerk_rms",
+    "boundary_jerk_rms",
+    "interior_jerk_rms",
+    "ldlj",
+    "sparc",
+    "joint_jerk_rms",
+    "joint_ldlj",
+)
 """Terms that are also averaged over successes alone, since how a failure moves matters less."""
 DEPLOYED = DeployedSampler()
 _EPISODES = 10
@@ -151,8 +159,8 @@ class Summary:
         n_episodes: How many (of a comparison: starts).
         n_successes: How many succeeded (of a comparison: from how many starts both did).
         success_rate: Wilson's interval (of a comparison: the paired bootstrap's).
-        terms: Per term the mean and its bootstrap interval; None where no episode has it.
-        among_successes: The same for `AMONG_SUCCESSES` over the `n_successes` alone.
+        terms: Per term that is measured the mean and its bootstrap interval; None where no episode has it.
+        among_successes: The same for those of `AMONG_SUCCESSES` over the `n_successes` alone.
     """
 
     n_episodes: int
@@ -201,7 +209,9 @@ class Evaluation:
             n_successes=len(solved),
             success_rate=wilson_interval(len(solved), len(self.measurements)),
             terms={name: _mean(self.measurements, name) for name in self.measurements[0].terms},
-            among_successes={name: _mean(solved, name) for name in AMONG_SUCCESSES},
+            among_successes={
+                name: _mean(solved, name) for name in AMONG_SUCCESSES if name in self.measurements[0].terms
+            },
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -287,7 +297,7 @@ def evaluate(
 def measure_episode(episode: Episode) -> Measurement:
     """The terms of one episode."""
     embodiment = episode.embodiment
-    terms = measure(episode.positions, episode.dt, episode.executed, embodiment.moving_speed)
+    terms = measure(episode.positions, episode.dt, episode.executed, embodiment.moving_speed, episode.joints)
     # An episode ends with its success.
     terms["time_to_success"] = episode.n_steps * episode.dt if episode.success else math.nan
     terms["action_magnitude"] = action_magnitude(episode.actions, embodiment)
@@ -324,7 +334,9 @@ def compare(baseline: Evaluation, candidate: Evaluation) -> Summary:
         n_successes=len(both),
         success_rate=success_rate,
         terms={name: _difference(baseline, candidate, name) for name in names},
-        among_successes={name: _difference(baseline, candidate, name, both) for name in AMONG_SUCCESSES},
+        among_successes={
+            name: _difference(baseline, candidate, name, both) for name in AMONG_SUCCESSES if name in names
+        },
     )
 
 
@@ -338,9 +350,9 @@ def _measured(
 ) -> dict[Start, float]:
     """The finite values of a term."""
     return {
-        m.start: m.terms[name]
+        m.start: value
         for m in measurements
-        if math.isfinite(m.terms[name]) and (among is None or m.start in among)
+        if math.isfinite(value := m.terms.get(name, math.nan)) and (among is None or m.start in among)
     }
 
 

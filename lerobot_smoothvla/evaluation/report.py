@@ -29,6 +29,8 @@ LABELS = {
     "interior_jerk_rms": "  within chunks",
     "ldlj": "LDLJ",
     "sparc": "SPARC",
+    "joint_jerk_rms": "joints' jerk RMS, rad/s³",
+    "joint_ldlj": "joints' LDLJ",
     "time_to_success": "time to success, s",
     "duration": "duration, s",
     "path_length": "path length, {unit}",
@@ -181,7 +183,7 @@ def overall_rows(evaluation: Evaluation) -> list[list[str]]:
     """Headers, and a row for each term: its mean and interval over all episodes, and over successes."""
     overall, unit = evaluation.summary(), evaluation.unit
     rows = [["overall, mean [95 %]", "all episodes", f"{overall.n_successes} successes"]]
-    for term, label in LABELS.items():
+    for term, label in _labels(overall):
         rows.append([label.format(unit=unit), spelt(overall.terms[term]), _among_successes(overall, term)])
     return rows
 
@@ -222,17 +224,22 @@ def comparison_rows(baseline: Evaluation, candidate: Evaluation) -> list[list[st
             "",
         ],
     ]
-    for term, label in LABELS.items():
+    for term, label in _labels(difference):
         rows.append(
             [
                 label.format(unit=baseline.unit),
                 number(_estimate(first.terms[term])),
-                number(_estimate(second.terms[term])),
+                number(_estimate(second.terms.get(term))),
                 spelt(difference.terms[term], signed=True),
                 _among_successes(difference, term, signed=True),
             ]
         )
     return rows
+
+
+def _labels(summary: Summary) -> list[tuple[str, str]]:
+    """Of the terms that the environment measures."""
+    return [(term, label) for term, label in LABELS.items() if term in summary.terms]
 
 
 def _among_successes(summary: Summary, term: str, signed: bool = False) -> str:

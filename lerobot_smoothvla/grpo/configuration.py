@@ -15,7 +15,7 @@ from lerobot_smoothvla.flow.adapters import adapter_class
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio, PosteriorRatio, RatioEstimator
 from lerobot_smoothvla.grpo.objective import AdvantageMode, NegativeSide
-from lerobot_smoothvla.jerk_reward import JerkRewardConfig
+from lerobot_smoothvla.jerk_reward import JerkRewardConfig, without_joints
 from lerobot_smoothvla.rollout.configuration import RolloutConfig
 
 Ratio = Literal["auto", "flow_matching", "flow_sde", "posterior"]
@@ -137,10 +137,11 @@ class GRPOConfig(RLAlgorithmConfig):
                 raise ValueError(f"`{name}` should be positive, got {value}.")
         if self.clip_low is not None and not 0 < self.clip_low < 1:
             raise ValueError(f"`clip_low` should be in (0, 1), got {self.clip_low}.")
-        if self.advantage == "chunkwise" and self.reward.signal == "ldlj":
+        if self.advantage == "chunkwise" and self.reward.is_ldlj:
+            jerk = self.reward.signal.replace("ldlj", "jerk_rms")
             raise ValueError(
                 "`advantage` 'chunkwise' needs the jerk of each chunk, but LDLJ is of a whole movement; pass "
-                "--algorithm.reward.signal=jerk_rms or --algorithm.advantage=separate."
+                f"--algorithm.reward.signal={jerk} or --algorithm.advantage=separate."
             )
         if not 0 <= self.negative_weight <= 1:
             raise ValueError(f"`negative_weight` should be in [0, 1], got {self.negative_weight}.")
@@ -235,15 +236,21 @@ class GRPOPipelineConfig(TrainPipelineConfig):
         """Reject what is wrong whatever the policy.
 
         Raises:
-            ValueError: If there is no environment, it has no adapter, or a number is out of its range.
+            ValueError: If there is no environment, it has no adapter or not the joints that the reward is to
+                measure, or a number is out of its range.
         """
         if self.env is None:
             raise ValueError(
                 "GRPO needs an environment; pass e.g. --env.type=libero --env.task=libero_object, or "
                 "env=libero_object."
             )
-        if not isinstance(self.env, LiberoEnvConfig):
-            env_adapter(self.env)
+        reward = self.algorithm.reward
+        if (
+            not isinstance(self.env, LiberoEnvConfig)
+            and env_adapter(self.env).joints is None
+            and reward.of_joints
+        ):
+            raise ValueError(without_joints(reward.signal))
         if self.n_workers < 0:
             raise ValueError(f"`n_workers` should be at least 0, got {self.n_workers}.")
         elsewhere = {

@@ -40,6 +40,7 @@ _ADVICE = {
     "--algorithm.lr, fewer --algorithm.epochs).",
     False: "a step has broken them; a smaller --algorithm.lr or --algorithm.grad_clip_norm may prevent it.",
 }
+_SMOOTHNESS = ("jerk_rms", "ldlj", "sparc", "joint_jerk_rms", "joint_ldlj")
 _SHOWN = ("success_rate", "jerk_rms", "ratio_deviation")
 """On the progress bar."""
 _SEEDS = 2**31
@@ -362,7 +363,7 @@ def iteration_metrics(groups: Sequence[Group], stats: TrainingStats) -> dict[str
         "mixed_group_share": fmean(mixed),
         "reward": fmean(s.total for s in scored),
         "smoothness": fmean(s.smoothness for s in scored),
-        **{name: _mean(scored, name) for name in ("jerk_rms", "ldlj", "sparc")},
+        **{name: _mean(scored, name) for name in _SMOOTHNESS if name in scored[0].terms},
         "jerk_rms_success": _mean(solved, "jerk_rms"),
         "time_to_success": _mean(scored, "time_to_success"),
         "episode_steps": fmean(s.episode.n_steps for s in scored),

@@ -196,7 +196,8 @@ def score_dataset(config: ScoreConfig) -> Score:
         indices = torch.as_tensor(columns["episode_index"]).flatten()
         tasks = {index: _task(dataset, index) for index in indices.unique().tolist()}
     names = tuple(flat_names(features[key])[dim] for dim in dims)
-    signal = Signal(key, dims, names, find_unit(names, robot_type, positions, config.position))
+    signal = Signal.of(key, dims, names, find_unit(names, robot_type, positions, config.position))
+    positions = positions * signal.scale
     fps, note = (config.fps, None) if config.fps else control_rate(features, robot_type, dataset.meta.fps)
     recordings = tuple(
         _recording(index, task, positions[indices == index], 1 / fps, signal) for index, task in tasks.items()

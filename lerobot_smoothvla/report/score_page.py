@@ -27,7 +27,7 @@ _SHOWN_EPISODES = 3
 _EXPLANATIONS = {
     "norm": "The unit norm is LeRobot's -100 to 100 over each joint's calibrated range: compare only what "
     "the same robot recorded with the same calibration.",
-    "deg": "Steps of a joint's encoder are jerk, too: of 4096 a turn, as SO arms have, one is 2,373 deg/s³ "
+    "rad": "Steps of a joint's encoder are jerk, too: of 4096 a turn, as SO arms have, one is 41 rad/s³ "
     "at 30 frames a second. Compare only what the same kind of robot recorded at the same rate.",
 }
 

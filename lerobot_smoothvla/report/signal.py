@@ -6,25 +6,19 @@ Units: `norm` is LeRobot's −100 to 100 over each joint's calibrated range; `un
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from torch import Tensor
 
 from lerobot_smoothvla.demos.experts import LIBERO_LABELS, METAWORLD_LABELS
-from lerobot_smoothvla.smoothness import MOVING_SPEED
+from lerobot_smoothvla.smoothness import JOINT_MOVING_SPEED, MOVING_SPEED
 
-_JOINT_SPEED = 0.02
-"""As ALOHA's: half a metre from a joint, 0.02 rad are a centimetre."""
-UNITS = {
-    "m": MOVING_SPEED,
-    "rad": _JOINT_SPEED,
-    "deg": math.degrees(_JOINT_SPEED),
-    "norm": 1.0,
-    "px": 10.0,
-}
-"""Each unit, and above which speed a position in it counts as moving, unit/s."""
+_MOVING_SPEED = {"m": MOVING_SPEED, "rad": JOINT_MOVING_SPEED, "norm": 1.0, "px": 10.0}
+"""Each unit of measurement, and above which speed a position in it counts as moving, unit/s."""
+UNITS = ("m", "rad", "deg", "norm", "px")
+"""Of the values in a dataset; what is in degrees is measured in rad."""
 
 _LIBERO_HZ = LiberoEnvConfig.fps
 _XYZ = (("x", "y", "z"), ("ee.x", "ee.y", "ee.z"))
@@ -66,18 +60,27 @@ class Signal:
         key: Feature.
         dims: Its D dimensions.
         names: Theirs.
-        unit: Of the values.
+        unit: That they are measured in: `rad` also where the values are degrees.
+        scale: Of the values, to get that unit.
     """
 
     key: str
     dims: tuple[int, ...]
     names: tuple[str, ...]
     unit: str
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, key: str, dims: tuple[int, ...], names: tuple[str, ...], unit: str) -> Self:
+        """The signal of values in one of `UNITS`."""
+        if unit == "deg":
+            return cls(key, dims, names, "rad", math.radians(1))
+        return cls(key, dims, names, unit)
 
     @property
     def moving_speed(self) -> float:
         """Speed above which it counts as moving, unit/s."""
-        return UNITS[self.unit]
+        return _MOVING_SPEED[self.unit]
 
 
 def flat_names(feature: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from lerobot_smoothvla.report.runs import Policy, TrainingRun
 _COMPARED = {
     "jerk_rms": ("Jerk RMS", "{unit}/s³", "lower", "higher"),
     "ldlj": ("LDLJ, which does not reward slowness", "", "less smooth", "smoother"),
+    "joint_jerk_rms": ("Jerk RMS of the joints", "rad/s³", "lower", "higher"),
     "time_to_success": ("Time to success", "s", "shorter", "longer"),
 }
 """Term: its name, its unit, and what a negative and a positive difference mean."""
@@ -55,7 +56,9 @@ def comparison_words(baseline: Evaluation, candidate: Evaluation) -> Iterator[st
     difference, n = compare(baseline, candidate), len(candidate.measurements)
     yield _difference("Success", "", "fewer", "more", difference.success_rate, n)
     for term, (name, unit, negative, positive) in _COMPARED.items():
-        interval = difference.terms.get(term)
+        if term not in difference.terms:
+            continue
+        interval = difference.terms[term]
         n_paired = _n_paired(baseline, candidate, term)
         if interval is None:
             yield f"{name}: there is no start from which both have it."

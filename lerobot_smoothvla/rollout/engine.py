@@ -191,6 +191,7 @@ def run_episode(
     first = env.reset_to(request.start, request.shift)
     seen = deque([first] * player.n_obs_steps, maxlen=player.n_obs_steps)
     positions, observations, samples, executed, actions = [env.position[None]], [], [], [], []
+    joints = [] if env.joints is None else [env.joints[None]]
     done = success = False
     while not done:
         raise_if_asked()
@@ -205,6 +206,8 @@ def run_episode(
         executed.append(outcome.n_steps)
         actions.append(chunk[: outcome.n_steps])
         positions.append(outcome.positions)
+        if outcome.joints is not None:
+            joints.append(outcome.joints)
         seen.extend(outcome.frames)
         done, success = outcome.done, outcome.success
     return Episode(
@@ -220,6 +223,7 @@ def run_episode(
         success=success,
         max_steps=env.max_steps,
         embodiment=env.embodiment,
+        joints=torch.from_numpy(np.concatenate(joints)) if joints else None,
     )
 
 

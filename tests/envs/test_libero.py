@@ -210,6 +210,8 @@ def test_positions_are_traced_at_control_rate(env: ChunkedLiberoEnv) -> None:
     assert outcome.positions.shape == (CHUNK, 3)
     assert outcome.n_steps == CHUNK
     np.testing.assert_array_equal(outcome.positions[-1], env.position)
+    assert outcome.joints is not None and outcome.joints.shape == (CHUNK, 7)
+    np.testing.assert_array_equal(outcome.joints[-1], env.joints)
     heights = np.concatenate([[before[2]], outcome.positions[:, 2]])
     assert (np.diff(heights)[1:] > 0).all()
     assert env.dt == 0.05

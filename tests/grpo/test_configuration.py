@@ -6,7 +6,7 @@ import draccus
 import pytest
 from lerobot.configs.default import DatasetConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
-from lerobot.envs.configs import RoboCasaEnv
+from lerobot.envs.configs import PushtEnv, RoboCasaEnv
 from lerobot.rl.algorithms.configs import RLAlgorithmConfig
 from lerobot.rl.algorithms.factory import make_algorithm_config
 
@@ -96,6 +96,10 @@ def test_flow_sde_needs_noise():
     ("settings", "message"),
     [
         ({"env": None}, "GRPO needs an environment; pass e.g. --env.type=libero"),
+        (
+            {"env": PushtEnv(), "algorithm": GRPOConfig(reward=JerkRewardConfig("joint_ldlj"))},
+            "'joint_ldlj' needs positions of joints .*--algorithm.reward.signal=ldlj",
+        ),
         ({"env": RoboCasaEnv()}, "type 'robocasa' have no adapter.*aloha, libero, metaworld, pusht"),
         ({"n_workers": -1}, "`n_workers` should be at least 0, got -1"),
         ({"steps": 0}, "`steps` should be at least 1 iteration, got 0"),

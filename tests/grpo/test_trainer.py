@@ -42,6 +42,8 @@ METRICS = {
     "jerk_rms",
     "ldlj",
     "sparc",
+    "joint_jerk_rms",
+    "joint_ldlj",
 }
 METRICS |= {"jerk_rms_success", "time_to_success", "episode_steps", "action_magnitude", "loss"}
 METRICS |= {"policy_grad_norm", "ratio_deviation", "clip_fraction", "approx_kl", "n_chunks", "n_minibatches"}

@@ -125,13 +125,23 @@ def test_joints_are_recognised_without_the_gripper_and_their_unit_has_to_be_said
     with pytest.raises(ValueError, match="--position.unit=deg if the robot had `use_degrees`.*=norm"):
         scored(arm)
     score = scored(arm, position=PositionConfig(unit="deg"))
-    assert score.signal.names == tuple(SO101_NAMES[:5]) and score.signal.unit == "deg"
-    assert any("deg/s³" in sentence for sentence in score_sentences(score))
+    assert score.signal.names == tuple(SO101_NAMES[:5])
+    assert any("rad/s³" in sentence for sentence in score_sentences(score))
+
+
+def test_degrees_are_measured_in_rad(arm):
+    degrees, believed = (scored(arm, position=PositionConfig(unit=unit)) for unit in ("deg", "rad"))
+    assert degrees.signal.unit == "rad"
+    jerk, too_much = (one.recordings[0].terms["jerk_rms"] for one in (degrees, believed))
+    assert jerk == pytest.approx(math.radians(too_much))
+    # Drawn at 20 Hz and recorded at 30.
+    assert jerk == pytest.approx(math.radians(50) * (1.5 * math.pi) ** 3 / math.sqrt(2), rel=0.1)
 
 
 def test_a_joint_beyond_100_is_in_degrees(tmp_path):
     root = dataset(tmp_path / "data", SO101_NAMES, [sine(101.0, 0.5)], fps=30, robot_type="so101_follower")
-    assert scored(root).signal.unit == "deg"
+    signal = scored(root).signal
+    assert signal.unit == "rad" and signal.scale == math.radians(1)
 
 
 @pytest.mark.parametrize(

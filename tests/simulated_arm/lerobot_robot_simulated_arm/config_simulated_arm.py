@@ -21,6 +21,7 @@ class SimulatedArmConfig(RobotConfig):
         fault_after: Observations before that.
         n_observations: After which it stops the command as Ctrl-C does; 0 for never. Unlike a duration it
             gives a busy machine the time for as many control steps as an idle one.
+        seed: Of where the cube is put.
     """
 
     log: Path
@@ -28,6 +29,7 @@ class SimulatedArmConfig(RobotConfig):
     fault: str = ""
     fault_after: int = 30
     n_observations: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

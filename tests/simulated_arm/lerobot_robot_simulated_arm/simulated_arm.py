@@ -1,47 +1,52 @@
 """The arm: physics goes on in real time, whatever the control loop does meanwhile."""
 
-import math
 import time
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Optional
 
-import mujoco
 import numpy as np
 from lerobot.robots import Robot
 from lerobot.utils.decorators import check_if_already_connected, check_if_not_connected
 
 from lerobot_robot_simulated_arm.config_simulated_arm import SimulatedArmConfig
+from lerobot_robot_simulated_arm.table import CAMERAS, HOME, JOINTS, Table
 
-JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
-CAMERAS = ("front", "wrist")
-HOME = (0.0, -45.0, 60.0, 30.0, 0.0, 20.0)
-"""Where it stands when it is connected: degrees; the gripper in percent of its range, as LeRobot's arms."""
+AT_HOME, AWAY = 6.0, 20.0
+"""How far from home, in degrees, it is home, and has left."""
+REST_S = 0.5
+"""How long it is at home before the cube is put elsewhere: not where it only comes past."""
 
 
 class SimulatedArm(Robot):
-    """Six position servos and two cameras.
+    """Six position servos and two cameras, at a table with a cube.
 
-    On disconnection it goes on for a second, then writes `goals` (T, 6) with their `goal_times`, and what
-    the joints did, `positions` (N, 6) at the `period` of the physics.
+    Whenever the arm rests at home again, as between a recorder's episodes, somebody puts the cube elsewhere.
+
+    On disconnection it goes on for a second, then writes `goals` (T, 6) with their `goal_times`, what the
+    joints did, `positions` (N, 6) at the `period` of the physics, and where the `cubes` (K, 3) were, m, with
+    whether each was `touched` (K,).
+
+    Attributes:
+        connected: The one in this process.
     """
 
     config_class = SimulatedArmConfig
     name = "simulated_arm"
+    connected: ClassVar[Optional["SimulatedArm"]] = None
 
     def __init__(self, config: SimulatedArmConfig) -> None:
         super().__init__(config)
         self.config = config
-        self._model = mujoco.MjModel.from_xml_path(str(Path(__file__).parent / "arm.xml"))
-        self._data = mujoco.MjData(self._model)
-        low, high = self._model.jnt_range[-1]
-        self._scale = np.array([math.radians(1)] * 5 + [(high - low) / 100])
-        self._zero = np.array([0.0] * 5 + [low])
-        self._renderer: mujoco.Renderer | None = None
+        self.cameras = dict.fromkeys(CAMERAS)  # The recorder counts them.
+        self.table: Table | None = None
+        self._generator = np.random.default_rng(config.seed)
         self._images: dict[str, np.ndarray] = {}
         self._goals: list[np.ndarray] = []
         self._goal_times: list[float] = []
         self._positions: list[np.ndarray] = []
+        self._cubes: list[tuple[np.ndarray, bool]] = []
+        self._away = False
+        self._rested = 0.0
         self._n_observations = 0
         self._lost = False
 
@@ -56,7 +61,7 @@ class SimulatedArm(Robot):
 
     @property
     def is_connected(self) -> bool:
-        return self._renderer is not None
+        return self.table is not None
 
     @property
     def is_calibrated(self) -> bool:
@@ -70,26 +75,29 @@ class SimulatedArm(Robot):
 
     @check_if_already_connected
     def connect(self, calibrate: bool = True) -> None:
-        self._data.qpos[:] = self._zero + np.array(HOME) * self._scale
-        self._data.ctrl[:] = self._data.qpos
-        mujoco.mj_step(self._model, self._data, nstep=200)  # It settles under its weight.
-        self._data.time = 0.0
-        self._renderer = mujoco.Renderer(self._model, self.config.image_size, self.config.image_size)
+        self.table = Table(self.config.image_size)
+        self.table.reset(self._generator)
+        SimulatedArm.connected = self
         self._start = time.perf_counter()
 
     def _advance(self) -> float:
         """Physics up to now; the time on its clock, s."""
         now = time.perf_counter() - self._start
-        while self._data.time + self._model.opt.timestep <= now:
+        while self.table.time + self.table.period <= now:
             self._step()
         return now
 
     def _step(self) -> None:
-        mujoco.mj_step(self._model, self._data)
-        self._positions.append(self._measured())
-
-    def _measured(self) -> np.ndarray:
-        return (self._data.qpos - self._zero) / self._scale
+        self.table.step()
+        measured = self.table.joints
+        self._positions.append(measured)
+        distance = np.abs(measured - HOME)[:5].max()
+        self._away = self._away or distance > AWAY
+        self._rested = self._rested + self.table.period if distance < AT_HOME else 0.0
+        if self._away and self._rested > REST_S:
+            self._cubes.append((self.table.cube, self.table.touched))
+            self.table.place_cube(self._generator)
+            self._away = False
 
     @check_if_not_connected
     def get_observation(self) -> dict[str, Any]:
@@ -104,14 +112,11 @@ class SimulatedArm(Robot):
         if fault == "stale":
             raise TimeoutError("front latest frame is too old: 501.2 ms (max allowed: 500 ms).")
         self._advance()
-        measured = self._measured()
+        measured = self.table.joints
         if fault == "no_position" and n_late <= 30:
             measured = np.full_like(measured, np.nan)
         if fault != "frozen":
-            assert self._renderer is not None
-            for camera in CAMERAS:
-                self._renderer.update_scene(self._data, camera=camera)
-                self._images[camera] = self._renderer.render()
+            self._images = self.table.images()
         return {**dict(zip(self.action_features, measured.tolist(), strict=True)), **self._images}
 
     @check_if_not_connected
@@ -122,19 +127,22 @@ class SimulatedArm(Robot):
         goal = np.array([action[name] for name in self.action_features])
         self._goals.append(goal)
         if np.isfinite(goal).all():  # A motor's register holds no NaN.
-            self._data.ctrl[:] = self._zero + goal * self._scale
+            self.table.command(goal)
         return action
 
     @check_if_not_connected
     def disconnect(self) -> None:
-        for _ in range(round(1 / self._model.opt.timestep)):
+        for _ in range(round(1 / self.table.period)):
             self._step()
-        self._renderer.close()
-        self._renderer = None
+        cubes, touched = zip(*self._cubes, (self.table.cube, self.table.touched), strict=True)
         np.savez(
             self.config.log,
             goals=np.array(self._goals).reshape(-1, len(JOINTS)),
             goal_times=self._goal_times,
             positions=self._positions,
-            period=self._model.opt.timestep,
+            period=self.table.period,
+            cubes=cubes,
+            touched=touched,
         )
+        self.table.close()
+        self.table = SimulatedArm.connected = None
