@@ -121,8 +121,8 @@ def test_grpo_rewards_the_joints_and_an_evaluation_reports_them_beside_the_finge
     reward = ["--algorithm.group_size=2", "--algorithm.reward.signal=joint_jerk_rms"]
     monkeypatch.setattr(sys, "argv", ["smoothvla", "grpo", *env, *run, *reward])
     assert main() == 0, capsys.readouterr().err
-    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(line)["joint_jerk_rms"] > 10 * json.loads(line)["jerk_rms"] > 0
+    metrics = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert metrics["joint_jerk_rms"] > metrics["jerk_rms"] > 0, "the arm is shorter than a metre"
 
     held_out = ["--eval.n_episodes=1", "--eval.n_workers=0", f"--output_dir={tmp_path / 'eval'}"]
     monkeypatch.setattr(sys, "argv", ["smoothvla", "eval", *env, *held_out])

@@ -329,7 +329,7 @@ def evaluation(engine: RolloutEngine) -> Evaluation:
 def test_every_start_is_played_once_and_measured(evaluation):
     assert [m.start.init_state for m in evaluation.measurements] == [40, 41]
     for one in evaluation.measurements:
-        assert set(one.terms) == set(TERMS)
+        assert set(one.terms) == {*TERMS, "joint_jerk_rms", "joint_ldlj"}
         assert one.terms["duration"] == pytest.approx(16 / 20)
         assert one.terms["jerk_rms"] > 0 and one.terms["action_magnitude"] > 0
     first, second = evaluation.measurements
