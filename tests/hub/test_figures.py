@@ -5,9 +5,9 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from card_facts import FACTS
 from PIL import Image
 from run_directories import evaluation, metrics
-from test_card import FACTS
 
 from lerobot_smoothvla.hub.card import Measured, model_card, picture_path
 from lerobot_smoothvla.hub.figures import pictures
