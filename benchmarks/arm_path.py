@@ -23,21 +23,13 @@ from lerobot_smoothvla.evaluation.report import markdown, spelt
 from lerobot_smoothvla.evaluation.statistics import Interval, wilson_interval
 from lerobot_smoothvla.rollout.local import ONE_THREAD
 from lerobot_smoothvla.stages import LAST, Stage, grpo_stage, program, run_stages, sft_stage
+from lerobot_smoothvla.study.plan import ARMS, GRPO
 
 PLUGIN = Path(__file__).parents[1] / "tests" / "simulated_arm"
 FPS = 30
 RESET_S = 2
 TASK = "touch the red cube"
 POLICIES = ("sft", "grpo")
-# The study's settings of an update (docs/study.md).
-UPDATE = (
-    "--algorithm.lr=3e-4",
-    "--algorithm.epochs=4",
-    "--algorithm.clip_low=0.2",
-    "--algorithm.clip_high=0.2",
-    "--algorithm.advantage=chunkwise",
-    "--algorithm.reward.weight=2",
-)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -73,7 +65,7 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
         f"--algorithm.n_groups={arguments.n_groups}",
         f"--algorithm.group_size={arguments.group_size}",
         f"--algorithm.reward.signal={arguments.signal}",
-        *UPDATE,
+        *(*GRPO, *ARMS["smooth"]),  # As the study learns.
         f"--seed={seed}",
         f"--n_workers={arguments.n_workers}",
     ]

@@ -53,7 +53,7 @@ def stages(config: DemoConfig) -> list[Stage]:
     out, smoothvla, workers = config.output_dir, program("smoothvla"), f"--n_workers={config.n_workers}"
     env = libero_flags(config.task, config.task_ids, config.image_size)
     dataset = [f"--dataset.repo_id=smoothvla/{config.task}_demo", f"--dataset.root={out / 'dataset'}"]
-    rollouts = [*env, *([] if config.horizon is None else [f"--env.episode_length={config.horizon}"])]
+    rollouts = libero_flags(config.task, config.task_ids, config.image_size, config.horizon)
     grpo = [
         *rollouts,
         f"--algorithm.n_groups={config.n_groups}",

@@ -46,14 +46,22 @@ def program(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def libero_flags(task: str, task_ids: Sequence[int], pixels: int) -> list[str]:
-    """The flags of an environment: suites separated by commas, their tasks, and the size of its images."""
+def libero_flags(task: str, task_ids: Sequence[int], pixels: int, horizon: int | None = None) -> list[str]:
+    """The flags of an environment.
+
+    Args:
+        task: Suites, separated by commas.
+        task_ids: Tasks of each.
+        pixels: Height and width of its images.
+        horizon: Control steps of an episode; None for the suites' own.
+    """
     return [
         "--env.type=libero",
         f"--env.task={task}",
         f"--env.task_ids={list(task_ids)}",
         f"--env.observation_height={pixels}",
         f"--env.observation_width={pixels}",
+        *([] if horizon is None else [f"--env.episode_length={horizon}"]),
     ]
 
 

@@ -156,20 +156,22 @@ def tiny_smoothvla(directory: Path) -> PreTrainedPolicy:
 
 
 def tiny_smoothvla_in(env_type: str, directory: Path) -> Path:
-    """The checkpoint of one that fits PushT or ALOHA, whose actions are near the middle of the arena."""
+    """The checkpoint of one that fits the environment, with actions near the middle of its arena."""
     import lerobot_policy_smoothvla  # noqa: F401
     from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 
     cases = {
-        "pusht": (2, "observation.image", 256.0, 100.0),
-        "aloha": (14, "observation.images.top", 0.0, 0.3),
+        "pusht": (2, "observation.image", 64, 256.0, 100.0),
+        "aloha": (14, "observation.images.top", 64, 0.0, 0.3),
+        "slide": (1, "observation.image", 16, 0.0, 1.0),
     }
-    dim, camera, middle, spread = cases[env_type]
+    dim, camera, pixels, middle, spread = cases[env_type]
+    image = PolicyFeature(FeatureType.VISUAL, (3, pixels, pixels))
     settings = {
         **TINY_SMOOTHVLA,
         "max_state_dim": dim,
         "max_action_dim": dim,
-        "input_features": {camera: IMAGE, "observation.state": PolicyFeature(FeatureType.STATE, (dim,))},
+        "input_features": {camera: image, "observation.state": PolicyFeature(FeatureType.STATE, (dim,))},
         "output_features": {"action": PolicyFeature(FeatureType.ACTION, (dim,))},
     }
     stats = {

@@ -8,17 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from arm_rollouts import arm_checkpoint
-from builders import TINY_SMOOTHVLA, save_checkpoint, tiny_smolvla, tiny_smoothvla
+from builders import tiny_smolvla, tiny_smoothvla, tiny_smoothvla_in
 from documented_commands import CHECKPOINT_FLAG, COMMANDS, PAGES, REPOSITORY, Command, rows_of, written
 from hub_commands import Commands
 from hub_server import FakeHub, Repository
-from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from run_directories import evaluation, write_evaluation, write_training_run
-
-from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -50,19 +46,6 @@ def arm_dataset(root: Path) -> None:
     dataset.finalize()
 
 
-def slide_checkpoint(path: Path) -> None:
-    """A policy with random weights for the environment of `tests/environments.py`."""
-    inputs = {
-        "observation.image": PolicyFeature(FeatureType.VISUAL, (3, 16, 16)),
-        "observation.state": PolicyFeature(FeatureType.STATE, (1,)),
-    }
-    outputs = {"action": PolicyFeature(FeatureType.ACTION, (1,))}
-    features = {"input_features": inputs, "output_features": outputs}
-    config = SmoothVLAConfig(**TINY_SMOOTHVLA | features | {"max_state_dim": 1, "max_action_dim": 1})
-    unit = {"mean": torch.zeros(1), "std": torch.ones(1)}
-    save_checkpoint(path, config, {"observation.state": unit, "action": unit})
-
-
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the reader has: policies of four kinds, and demonstrations of an arm."""
@@ -70,7 +53,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_smoothvla(path / "libero")
     tiny_smolvla(path / "smolvla")
     arm_checkpoint(path / "arm")
-    slide_checkpoint(path / "slide")
+    tiny_smoothvla_in("slide", path / "slide")
     arm_dataset(path / "demonstrations")
     return path
 

@@ -146,8 +146,8 @@ class ChunkedEnv(ABC):
             looks = index >= last - n_frames
             observation, success, over = self._advance(action, render=on_frame is not None or looks)
             positions.append(self.position)
-            if self.joints is not None:
-                joints.append(self.joints)
+            if (measured := self.joints) is not None:
+                joints.append(measured)
             if looks:
                 frames.append(observation)
             if on_frame is not None:
@@ -162,8 +162,9 @@ class ChunkedEnv(ABC):
         self._steps += len(positions)
         self._done = success or over or self._steps >= self.max_steps
         seen = () if self._done else tuple(self.to_lerobot(frame) for frame in frames)
-        measured = np.stack(joints) if joints else None
-        return ChunkOutcome(np.stack(positions), measured, seen, bool(success), bool(self._done))
+        return ChunkOutcome(
+            np.stack(positions), np.stack(joints) if joints else None, seen, bool(success), bool(self._done)
+        )
 
     def _diverged(self) -> bool:
         """Whether the simulator itself says that its state became useless."""

@@ -244,13 +244,9 @@ class GRPOPipelineConfig(TrainPipelineConfig):
                 "GRPO needs an environment; pass e.g. --env.type=libero --env.task=libero_object, or "
                 "env=libero_object."
             )
-        reward = self.algorithm.reward
-        if (
-            not isinstance(self.env, LiberoEnvConfig)
-            and env_adapter(self.env).joints is None
-            and reward.of_joints
-        ):
-            raise ValueError(without_joints(reward.signal))
+        has_joints = isinstance(self.env, LiberoEnvConfig) or env_adapter(self.env).joints is not None
+        if self.algorithm.reward.of_joints and not has_joints:
+            raise ValueError(without_joints(self.algorithm.reward.signal))
         if self.n_workers < 0:
             raise ValueError(f"`n_workers` should be at least 0, got {self.n_workers}.")
         elsewhere = {

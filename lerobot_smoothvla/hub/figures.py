@@ -7,7 +7,7 @@ from io import BytesIO
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lerobot_smoothvla.evaluation.evaluate import Evaluation
+from lerobot_smoothvla.evaluation.evaluate import Summary
 from lerobot_smoothvla.evaluation.statistics import Interval
 from lerobot_smoothvla.hub.card import CardFacts, Picture
 
@@ -53,21 +53,24 @@ def _training(figure: Figure, facts: CardFacts) -> bool:
 
 def _evaluations(figure: Figure, facts: CardFacts) -> bool:
     """Success against jerk of this policy and of those that it was compared with, with their intervals."""
-    shown = [measured for measured in facts.evaluations if _jerk(measured.result)]
+    summaries = [(measured, measured.result.summary()) for measured in facts.evaluations]
+    shown = [(measured, summary) for measured, summary in summaries if summary.terms["jerk_rms"]]
     if not shown:
         return False
-    for axes, measured in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    for axes, (measured, summary) in zip(
+        figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True
+    ):
         if measured.baseline is not None:
-            _cross(axes, measured.baseline, measured.baseline_name, "C1")
-        _cross(axes, measured.result, "this policy", "C0")
+            _cross(axes, measured.baseline.summary(), measured.baseline_name, "C1")
+        _cross(axes, summary, "this policy", "C0")
         axes.set(xlabel=f"jerk RMS, {measured.result.unit}/s³", ylabel="success", ylim=(-0.05, 1.05))
         axes.set_title(measured.condition or "scenes as in training", fontsize="medium")
         axes.legend(fontsize="small")
     return True
 
 
-def _cross(axes: Axes, evaluation: Evaluation, label: str, colour: str) -> None:
-    success, jerk = evaluation.summary().success_rate, _jerk(evaluation)
+def _cross(axes: Axes, summary: Summary, label: str, colour: str) -> None:
+    success, jerk = summary.success_rate, summary.terms["jerk_rms"]
     if jerk is not None:
         axes.errorbar(
             jerk.estimate,
@@ -79,10 +82,6 @@ def _cross(axes: Axes, evaluation: Evaluation, label: str, colour: str) -> None:
             label=label,
             color=colour,
         )
-
-
-def _jerk(evaluation: Evaluation) -> Interval | None:
-    return evaluation.summary().terms["jerk_rms"]
 
 
 def _arms(interval: Interval) -> list[list[float]]:

@@ -16,7 +16,6 @@ from lerobot.common.train_utils import push_checkpoint_to_hub
 from lerobot_smoothvla.export import export
 from lerobot_smoothvla.hub.card import model_card, picture_path
 from lerobot_smoothvla.hub.facts import card_facts, find_checkpoint, read_policy
-from lerobot_smoothvla.hub.figures import pictures
 from lerobot_smoothvla.peft_loading import ADAPTER_CONFIG
 
 # `RuntimeError` is what `hf_xet`, which uploads large files, raises.
@@ -145,6 +144,9 @@ def push(config: PushConfig) -> str:
         ValueError: If it would not load from the Hub, an evaluation is of another checkpoint, or the
             repository is public and should be private.
     """
+    # Here, as matplotlib takes a second, and every run of GRPO imports this module.
+    from lerobot_smoothvla.hub.figures import pictures
+
     source, *evaluations = config.runs
     _, checkpoint = find_checkpoint(source)
     base = _adapter_base(checkpoint)

@@ -261,7 +261,8 @@ def stages(config: StudyConfig, seeds: Sequence[int] | None = None) -> list[Stag
     """
     plan, out = config.plan, config.directory
     workers = f"--n_workers={config.n_workers}"
-    env = libero_flags(",".join(plan.suites), plan.trained, _PIXELS)
+    tasks = ",".join(plan.suites), plan.trained, _PIXELS
+    env = libero_flags(*tasks)
     dataset = ["--dataset.repo_id=smoothvla/study", f"--dataset.root={out / 'dataset'}"]
     demonstrations = Stage(
         "dataset",
@@ -281,8 +282,7 @@ def stages(config: StudyConfig, seeds: Sequence[int] | None = None) -> list[Stag
     warm_start = sft_stage(out / WARM_START, dataset, plan.sft_steps, batch_size=32, seed=1)
     sizes = [f"--algorithm.n_groups={plan.n_groups}", f"--algorithm.group_size={plan.group_size}"]
     # Runs go beside one another, each in one process, as an update keeps no more than a core busy.
-    horizon = [] if plan.horizon is None else [f"--env.episode_length={plan.horizon}"]
-    grpo = [*env, *horizon, *GRPO, *sizes, "--n_workers=0"]
+    grpo = [*libero_flags(*tasks, plan.horizon), *GRPO, *sizes, "--n_workers=0"]
     return [demonstrations, warm_start] + [
         _unless_evaluated(
             grpo_stage(

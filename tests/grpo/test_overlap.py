@@ -3,7 +3,6 @@
 The environment is the one that a user would register, `slide`, which a random policy solves now and then.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -11,13 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-from builders import IMAGE, TINY_SMOOTHVLA, save_checkpoint
-from lerobot.configs import FeatureType, PolicyFeature
-
-from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+from builders import tiny_smoothvla_in
+from easy_runs import log_of
 
 # The environment is found as the module of a plugin would be.
 COMMAND = "import environments, sys; from lerobot_smoothvla.cli.main import main; sys.exit(main())"
@@ -28,14 +24,7 @@ OF_THE_ROLLOUTS = ("success_rate", "jerk_rms", "smoothness", "episode_steps")
 
 @pytest.fixture(scope="module")
 def warm_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    inputs = {"observation.image": IMAGE, "observation.state": PolicyFeature(FeatureType.STATE, (1,))}
-    outputs = {"action": PolicyFeature(FeatureType.ACTION, (1,))}
-    settings = {"input_features": inputs, "output_features": outputs, "max_state_dim": 1, "max_action_dim": 1}
-    unit = {"mean": np.zeros(1, np.float32), "std": np.ones(1, np.float32)}
-    path = tmp_path_factory.mktemp("warm_start")
-    config = SmoothVLAConfig(**TINY_SMOOTHVLA | settings)
-    save_checkpoint(path, config, {"observation.state": unit, "action": unit})
-    return path
+    return tiny_smoothvla_in("slide", tmp_path_factory.mktemp("warm_start"))
 
 
 def start(output: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -45,10 +34,6 @@ def start(output: Path, *arguments: str) -> subprocess.Popen[bytes]:
         env={**os.environ, "PYTHONPATH": search},
         stdin=subprocess.DEVNULL,
     )
-
-
-def log_of(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def rolled_out(output: Path) -> list[list[float]]:
