@@ -26,7 +26,10 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a first SIGINT or SIGTERM raise `Interrupted`; a second one ends the process and its children."""
+    """Let a first SIGINT or SIGTERM raise `Interrupted`; a second one ends the process and its children.
+
+    After an interruption, the process is on its way out: a signal that comes then changes nothing.
+    """
 
     def first(number: int, _: Any) -> NoReturn:
         global _asked_by
@@ -45,9 +48,9 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        _asked_by = None
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if _asked_by is None else signal.SIG_IGN)
+        _asked_by = None
 
 
 def raise_if_asked() -> None:
