@@ -17,6 +17,10 @@ Commands = Literal["displacement", "position"]
 """What an action asks for: a displacement in one control step, so a velocity, or a position to be at."""
 
 
+Task = tuple[str, int]
+"""Suite and index of the task in it, as in a `Start`."""
+
+
 @dataclass(frozen=True, order=True)
 class Start:
     """Where an episode begins: a task, an initial state of it, and the simulator's seed.
@@ -36,6 +40,11 @@ class Start:
     task_id: int
     init_state: int
     seed: int
+
+    @property
+    def task(self) -> Task:
+        """What is to be done."""
+        return self.suite, self.task_id
 
 
 @dataclass(frozen=True)

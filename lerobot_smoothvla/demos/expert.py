@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from lerobot_smoothvla.envs.tasks import Task
+from lerobot_smoothvla.episode import Task
 
 if TYPE_CHECKING:  # it loads MuJoCo
     from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv

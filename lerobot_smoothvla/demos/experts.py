@@ -11,7 +11,7 @@ from lerobot.envs.configs import MetaworldEnv as MetaworldEnvConfig
 from numpy.typing import NDArray
 
 from lerobot_smoothvla.demos.expert import PickAndPlace, require_solvable
-from lerobot_smoothvla.envs.tasks import Task
+from lerobot_smoothvla.episode import Task
 
 Array = NDArray[np.float64]
 

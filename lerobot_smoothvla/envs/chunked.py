@@ -176,7 +176,7 @@ class ChunkedEnv(ABC):
         Raises:
             ValueError: If it is one.
         """
-        if (start.suite, start.task_id) != (self.suite, self.task_id):
+        if start.task != (self.suite, self.task_id):
             raise ValueError(
                 f"The start should belong to {self.suite} task {self.task_id}, "
                 f"got {start.suite} task {start.task_id}."

@@ -17,9 +17,7 @@ from lerobot_smoothvla.envs.adapters import env_adapter, prepare_env
 from lerobot_smoothvla.envs.assets import prepare_libero
 from lerobot_smoothvla.envs.chunked import ChunkedEnv
 from lerobot_smoothvla.envs.init_states import read_init_states
-
-Task = tuple[str, int]
-"""Suite and index of the task in it, as in a `Start`."""
+from lerobot_smoothvla.episode import Task
 
 TRAINING_SEEDS = 2**31
 """Where only the seed tells starts apart, training takes its seeds from here on, evaluation those below."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lerobot_smoothvla.envs.shift import Shift, ShiftKind
-from lerobot_smoothvla.envs.tasks import Task, has_init_states, require_init_states
-from lerobot_smoothvla.episode import Embodiment, Episode, Start, arm_dimensions
+from lerobot_smoothvla.envs.tasks import has_init_states, require_init_states
+from lerobot_smoothvla.episode import Embodiment, Episode, Start, Task, arm_dimensions
 from lerobot_smoothvla.evaluation.statistics import (
     Interval,
     bootstrap_interval,

@@ -207,7 +207,9 @@ class GRPOAlgorithm(RLAlgorithm):
             baseline = None if replay is None else self._baseline(replay)
         totals = dict.fromkeys(_MEANS, 0.0)
         steps = n_dropped = 0
-        for index in self._minibatches(n_chunks, generator):
+        minibatches = list(self._minibatches(n_chunks, generator))
+        for number, index in enumerate(minibatches):
+            self._set_lr(number / len(minibatches))
             own = index[(index >= first) & (index < first + counts[self.ranks.rank])] - first
             figures = self._step(replay, baseline, own)
             if figures is None:
@@ -222,6 +224,8 @@ class GRPOAlgorithm(RLAlgorithm):
             steps += 1
             for name, value in figures.items():
                 totals[name] += value
+            if self.config.target_kl is not None and figures["approx_kl"] > self.config.target_kl:
+                break
         means = {name: total / steps if steps else math.nan for name, total in totals.items()}
         return _stats(means, n_chunks, steps, n_dropped)
 
@@ -229,6 +233,12 @@ class GRPOAlgorithm(RLAlgorithm):
         """Indices of the chunks of each, over all epochs."""
         for _ in range(self.config.epochs if n_chunks else 0):
             yield from torch.randperm(n_chunks, generator=generator).split(self.config.minibatch_size)
+
+    def _set_lr(self, progress: float) -> None:
+        """The learning rate of a step, `progress` in [0, 1) of the way through an update."""
+        factor = 1 - progress if self.config.lr_schedule == "linear" else 1.0
+        for group in self._optimizers["policy"].param_groups:
+            group["lr"] = self.config.lr * factor
 
     def _encode(self, replay: Replay) -> Any:
         device = self.actor.policy.config.device

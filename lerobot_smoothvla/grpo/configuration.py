@@ -19,6 +19,7 @@ from lerobot_smoothvla.jerk_reward import JerkRewardConfig, without_joints
 from lerobot_smoothvla.rollout.configuration import RolloutConfig
 
 Ratio = Literal["auto", "flow_matching", "flow_sde", "posterior"]
+LRSchedule = Literal["constant", "linear"]
 
 DOCTOR = "doctor.json"
 """What `smoothvla doctor` leaves in a run's output directory before the run."""
@@ -62,6 +63,8 @@ class GRPOConfig(RLAlgorithmConfig):
             What is trained and all log-probabilities stay float32.
         gradient_checkpointing: Run the networks again in the backward pass rather than keep what it needs.
         lr: Learning rate of AdamW.
+        lr_schedule: `linear` falls from `lr` to 0 within each update, `constant` stays.
+        target_kl: An update ends after a minibatch with a greater approximate KL; None for no such end.
         grad_clip_norm: Largest gradient norm.
         clip_low: Lower clip distance of the ratio from 1; None takes the ratio's default.
         clip_high: Upper clip distance.
@@ -91,6 +94,8 @@ class GRPOConfig(RLAlgorithmConfig):
     bf16: bool = False
     gradient_checkpointing: bool = False
     lr: float = 5e-6
+    lr_schedule: LRSchedule = "constant"
+    target_kl: float | None = None
     grad_clip_norm: float = 1.0
     clip_low: float | None = None
     clip_high: float | None = None
@@ -109,6 +114,7 @@ class GRPOConfig(RLAlgorithmConfig):
         """
         choices: dict[str, Any] = {
             "ratio": get_args(Ratio),
+            "lr_schedule": get_args(LRSchedule),
             "negative": get_args(NegativeSide),
             "advantage": get_args(AdvantageMode),
         }
@@ -131,7 +137,7 @@ class GRPOConfig(RLAlgorithmConfig):
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` should be at least 1, got {getattr(self, name)}.")
-        for name in ("lr", "ratio_scale", "grad_clip_norm", "clip_high", "std_floor"):
+        for name in ("lr", "target_kl", "ratio_scale", "grad_clip_norm", "clip_high", "std_floor"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` should be positive, got {value}.")

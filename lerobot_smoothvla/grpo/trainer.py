@@ -22,8 +22,8 @@ from lerobot.rl.algorithms.configs import TrainingStats
 from torch import Tensor
 from tqdm import tqdm
 
-from lerobot_smoothvla.envs.tasks import TRAINING_SEEDS, Task, has_init_states
-from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
+from lerobot_smoothvla.envs.tasks import TRAINING_SEEDS, has_init_states
+from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start, Task
 from lerobot_smoothvla.evaluation.evaluate import action_magnitude
 from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import DROPPED_IN_A_ROW, GRPOAlgorithm

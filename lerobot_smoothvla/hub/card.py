@@ -201,7 +201,7 @@ def _starts(measured: Measured) -> str:
     """Which starts an evaluation was on, in a line."""
     starts = [measurement.start for measurement in measured.result.measurements]
     suites = ", ".join(sorted({start.suite for start in starts}))
-    tasks = len({(start.suite, start.task_id) for start in starts})
+    tasks = len({start.task for start in starts})
     named = f"{suites}: {_count(tasks, 'task')}, {_count(len(starts), 'start')}"
     return f"{named}, {measured.condition}" if measured.condition else named
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lerobot_smoothvla.envs.chunked import ChunkedEnv, Observation, Picture
 from lerobot_smoothvla.envs.shift import Shift
-from lerobot_smoothvla.episode import Episode, Start
+from lerobot_smoothvla.episode import Episode, Start, Task
 from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters import PolicyAdapter, adapt
 from lerobot_smoothvla.flow.adapters.execution import Execution
@@ -34,6 +34,8 @@ from lerobot_smoothvla.interruption import raise_if_asked
 
 ATTEMPTS = 3
 """How often a rollout is tried."""
+SIMULATORS = 3
+"""A worker keeps at once: those of the tasks that it had last."""
 
 
 class Sampler(Protocol):
@@ -313,6 +315,7 @@ class RolloutEngine[W: Worker]:
         self._replace = replace
         self._timeout_s = timeout_s
         self._busy: dict[W, tuple[int, float]] = {}
+        self._tasks: dict[W, deque[Task]] = defaultdict(partial(deque, maxlen=SIMULATORS))
         self._stopped = False
         self.n_failures = 0
 
@@ -346,14 +349,14 @@ class RolloutEngine[W: Worker]:
     ) -> list[Episode | RolloutError]:
         """As `run`, with the last failure in the place of an episode that there is none of."""
         outcomes: dict[int, Episode | RolloutError] = {}
-        queue = list(enumerate(requests))[::-1]
+        queue = list(enumerate(requests))
         attempts = [0] * len(requests)
         busy: dict[W, tuple[int, float]] = {}
         self._busy = busy
         while queue or busy:
             for worker in self._workers:
                 if worker not in busy and queue:
-                    index, request = queue.pop()
+                    index, request = self._next(worker, queue)
                     attempts[index] += 1
                     worker.submit(request)
                     busy[worker] = index, time.monotonic()
@@ -367,11 +370,29 @@ class RolloutEngine[W: Worker]:
                     self._take_note(failure, worker, requests[index], attempts[index])
                     outcomes[index] = failure
                     if attempts[index] < ATTEMPTS:
-                        queue.append((index, requests[index]))
+                        queue.insert(0, (index, requests[index]))
                     continue
                 if on_episode is not None:
                     on_episode(index, episode)
         return [outcomes[index] for index in range(len(requests))]
+
+    def _next(self, worker: W, queue: list[tuple[int, RolloutRequest]]) -> tuple[int, RolloutRequest]:
+        """Take out of the queue what the worker has a simulator for, else what no other has one for.
+
+        Building a simulator of LIBERO takes as long as rolling out an episode or two in it.
+        """
+        own = self._tasks[worker]
+        others = {task for other, tasks in self._tasks.items() if other is not worker for task in tasks}
+
+        def cost(position: int) -> int:
+            task = queue[position][1].start.task
+            return 0 if task in own else 2 if task in others else 1
+
+        index, request = queue.pop(min(range(len(queue)), key=cost))
+        if request.start.task in own:
+            own.remove(request.start.task)
+        own.append(request.start.task)
+        return index, request
 
     def _ready(self, busy: Mapping[W, tuple[int, float]]) -> list[W]:
         """Workers with an answer; those that have taken too long are killed, which is an answer."""
@@ -392,6 +413,7 @@ class RolloutEngine[W: Worker]:
         if failure.worker_lost and self._replace is not None:
             worker.close()
             self._workers.remove(worker)
+            self._tasks.pop(worker, None)
             if (another := self._replace()) is not None:
                 self._workers.append(another)
             elif not self._workers:

@@ -27,13 +27,14 @@ from torch import Tensor
 
 from lerobot_smoothvla.checkpoint_safety import UNREADABLE, require_safe_processors, said
 from lerobot_smoothvla.envs.chunked import ChunkedEnv, Picture
-from lerobot_smoothvla.envs.tasks import Task, chunked_env
-from lerobot_smoothvla.episode import Episode
+from lerobot_smoothvla.envs.tasks import chunked_env
+from lerobot_smoothvla.episode import Episode, Task
 from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.peft_loading import adapter_of, with_structure
 from lerobot_smoothvla.rollout.configuration import RolloutConfig
 from lerobot_smoothvla.rollout.engine import (
+    SIMULATORS,
     Actor,
     Player,
     RolloutEngine,
@@ -58,7 +59,7 @@ class Simulators:
     """
 
     config: EnvConfig
-    limit: int = 3
+    limit: int = SIMULATORS
     _envs: OrderedDict[Task, ChunkedEnv] = field(default_factory=OrderedDict)
 
     def get(self, suite: str, task_id: int) -> ChunkedEnv:

@@ -347,6 +347,35 @@ def test_an_update_ends_where_minibatch_after_minibatch_is_dropped():
     assert grpo.dropped_in_a_row == DROPPED_IN_A_ROW and math.isnan(stats.losses["loss"])
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_the_learning_rate_of_an_update_is_as_the_schedule_says(schedule, monkeypatch):
+    grpo = algorithm(lr=1e-3, lr_schedule=schedule, minibatch_size=2, epochs=2)
+    optimizer = grpo.get_optimizers()["policy"]
+    rates: list[float] = []
+    step = optimizer.step
+
+    def noted(*args, **kwargs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(optimizer, "step", noted)
+    group = sampled_group(grpo)
+    for _ in range(2):
+        rates.clear()
+        update(grpo, group)
+        assert len(rates) == 8
+        expected = [1e-3 * (1 - k / 8 if schedule == "linear" else 1) for k in range(8)]
+        assert rates == pytest.approx(expected)
+
+
+def test_an_update_ends_after_a_minibatch_beyond_the_target_kl():
+    free, bound = (algorithm(lr=1e-3, minibatch_size=2, epochs=4, target_kl=kl) for kl in (None, 1e-9))
+    group = sampled_group(free)
+    assert update(free, group).extra["n_minibatches"] == 16
+    # The first minibatch meets the policy that sampled, at a divergence of 0.
+    assert update(bound, group).extra["n_minibatches"] == 2
+
+
 def test_a_snapshot_brings_weights_and_optimizer_back():
     grpo, again = algorithm(), algorithm()
     groups = [sampled_group(grpo, seed=seed) for seed in range(3)]

@@ -46,6 +46,8 @@ def test_the_algorithms_config_is_saved_and_loaded_as_lerobots_are(tmp_path):
         ({"minibatch_size": 0}, "`minibatch_size` should be at least 1, got 0"),
         ({"microbatch_size": 0}, "`microbatch_size` should be at least 1, got 0"),
         ({"lr": 0.0}, "`lr` should be positive, got 0.0"),
+        ({"lr_schedule": "cosine"}, "`lr_schedule` should be one of constant, linear, got 'cosine'"),
+        ({"target_kl": 0.0}, "`target_kl` should be positive, got 0.0"),
         ({"ratio_scale": -5.0}, "`ratio_scale` should be positive, got -5.0"),
         ({"grad_clip_norm": -1.0}, "`grad_clip_norm` should be positive, got -1.0"),
         ({"std_floor": 0.0}, "`std_floor` should be positive, got 0.0"),

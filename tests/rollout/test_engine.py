@@ -139,6 +139,18 @@ def test_episodes_come_in_the_order_of_the_requests_not_of_completion(
         assert_same(answer, expected)
 
 
+def test_a_worker_stays_with_the_tasks_that_it_has_simulators_of(
+    env_config: LiberoEnvConfig, actor: Actor
+) -> None:
+    other = replace(A, task_id=1)
+    requests = [RolloutRequest(start, seed, ODE) for seed in range(3) for start in (A, other)]
+    workers = [SerialWorker(env_config, actor), SerialWorker(env_config, actor)]
+    with closing(RolloutEngine(workers)) as engine:
+        for _ in range(2):
+            engine.run(requests)
+            assert [list(worker._simulators._envs) for worker in workers] == [[A.task], [other.task]]
+
+
 def test_rollouts_of_one_start_share_the_first_observation_and_differ_in_noise(
     episodes: list[Episode],
 ) -> None:
