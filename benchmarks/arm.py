@@ -2,7 +2,8 @@
 
     python benchmarks/arm.py --seconds 30
 
-The parts are CPU times on one thread, which other work on the machine hardly changes. The periods are wall
+The parts are CPU times on one thread, which other work on the machine hardly changes; the policy's on a GPU
+(`--device cuda`) is the time until its actions are there. The periods are wall
 times of `lerobot-rollout` at 30 Hz with a tiny policy, which it does change: the load average stands beside
 them. The last line is one JSON object.
 """
@@ -12,7 +13,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,7 @@ import torch
 from arm_rollouts import FPS, HOME, A, J, V, arm_checkpoint, roll_out
 from builders import act
 from lerobot.policies import make_pre_post_processors
+from policies import seconds as seconds_of
 
 from lerobot_smoothvla.checkpoint_loading import load_policy, read_config
 from lerobot_smoothvla.envs.assets import require_gl
@@ -41,36 +42,38 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=30, help="of each rollout")
+    parser.add_argument("--device", default="cpu", help="of the policy")
     parser.add_argument("--samples", type=int, default=100, help="of each CPU time")
     return parser.parse_args()
 
 
-def cpu_ms(run: Callable[[], Any], samples: int) -> dict[str, float]:
-    """Median and 99th percentile of the CPU time of a call, ms."""
-    times = []
-    for _ in range(samples):
-        begin = time.process_time()
-        run()
-        times.append((time.process_time() - begin) * 1e3)
+def milliseconds(run: Callable[[], Any], samples: int, device: str = "cpu") -> dict[str, float]:
+    """Median and 99th percentile of the time of a call, ms; the first one warms a GPU up."""
+    seconds_of(run, device)
+    times = [seconds_of(run, device) * 1e3 for _ in range(samples)]
     return {"median": round(statistics.median(times), 2), "p99": round(float(np.percentile(times, 99)), 2)}
 
 
-def parts(checkpoint: Path, scratch: Path, samples: int) -> dict[str, dict[str, float]]:
-    """CPU times of what a control step may hold."""
+def parts(checkpoint: Path, scratch: Path, samples: int, device: str) -> dict[str, dict[str, float]]:
+    """Times of what a control step may hold."""
     from lerobot_robot_simulated_arm import SimulatedArm, SimulatedArmConfig  # MuJoCo, which needs its GL.
 
     config = read_config(checkpoint)
-    config.pretrained_path = checkpoint
+    config.pretrained_path, config.device = checkpoint, device
     policy = load_policy(config).eval()
-    processors = make_pre_post_processors(config, pretrained_path=str(checkpoint))
+    processors = make_pre_post_processors(
+        config,
+        pretrained_path=str(checkpoint),
+        preprocessor_overrides={"device_processor": {"device": device}},
+    )
     limits = Rates(*(np.full(5, limit) for limit in (V, A, J)))
     limiter, rng = MotionLimiter(limits, 1 / FPS, HOME[:5].double().numpy()), np.random.default_rng(0)
     arm = SimulatedArm(SimulatedArmConfig(log=scratch / "arm.npz", calibration_dir=scratch))
     arm.connect()
     measured = {
-        "policy, processors and a new chunk": cpu_ms(lambda: act(policy, *processors), samples),
-        "guard, every joint limited": cpu_ms(lambda: limiter.follow(rng.uniform(-90, 90, 5)), samples),
-        "state and both cameras": cpu_ms(arm.get_observation, samples),
+        "policy, processors and a new chunk": milliseconds(lambda: act(policy, *processors), samples, device),
+        "guard, every joint limited": milliseconds(lambda: limiter.follow(rng.uniform(-90, 90, 5)), samples),
+        "state and both cameras": milliseconds(arm.get_observation, samples),
     }
     arm.disconnect()
     return measured
@@ -103,15 +106,17 @@ def main() -> None:
         plain, guarded = arm_checkpoint(scratch / "plain"), scratch / "guarded"
         export(plain, guarded, GuardConfig(max_velocity=[V], max_acceleration=[A], max_jerk=[J]))
         with torch.inference_mode():
-            result: dict[str, Any] = {"cpu_ms": parts(plain, scratch, arguments.samples)}
-        print(json.dumps(result["cpu_ms"], indent=1))
+            result: dict[str, Any] = {"ms": parts(plain, scratch, arguments.samples, arguments.device)}
+        print(json.dumps(result["ms"], indent=1))
+        device = f"--policy.device={arguments.device}"
         result["period_ms"] = {
-            "plain": loop(plain, scratch / "run_plain", arguments.seconds),
-            "guarded": loop(guarded, scratch / "run_guarded", arguments.seconds),
+            "plain": loop(plain, scratch / "run_plain", arguments.seconds, device),
+            "guarded": loop(guarded, scratch / "run_guarded", arguments.seconds, device),
             "rtc": loop(
                 plain,
                 scratch / "run_rtc",
                 arguments.seconds,
+                device,
                 "--inference.type=rtc",
                 "--inference.rtc.execution_horizon=8",
             ),

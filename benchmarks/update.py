@@ -7,15 +7,14 @@
 Both sides are `GRPOAlgorithm.update`: loss, backward pass, optimizer step; on the same chunks with the
 exact ratio of all K denoising steps; in the plain loop each step has a prefix of its own. The sides take
 turns on one thread, and the ratio is the median over the pairs. With `--memory` there is one update of ours
-alone, and the most memory that the process had. The last line is one JSON object.
+alone, and the most memory that the process had, or on a GPU (`--device cuda`) its tensors. The last line is
+one JSON object.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
-import time
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -26,7 +25,7 @@ from typing import Any, Self
 os.environ |= {"OMP_NUM_THREADS": "1"}  # Before torch is loaded.
 
 import torch
-from policies import SIZES, make_actor, sampled_group
+from policies import SIZES, make_actor, peak, sampled_group, seconds
 from torch import Tensor
 
 from lerobot_smoothvla.episode import Group
@@ -43,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     flag = argparse.BooleanOptionalAction
     parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--num_steps", type=int, default=10, help="K")
     parser.add_argument(
         "--ratio",
@@ -121,34 +121,28 @@ def make_algorithm(arguments: argparse.Namespace, directory: Path) -> GRPOAlgori
         bf16=arguments.bf16,
         gradient_checkpointing=arguments.gradient_checkpointing,
     )
-    return GRPOAlgorithm(make_actor(arguments.size, directory, **settings), config)
+    return GRPOAlgorithm(make_actor(arguments.size, directory, arguments.device, **settings), config)
 
 
-def seconds(algorithm: GRPOAlgorithm, group: Group) -> float:
-    """CPU time of an update, which other work on the machine hardly changes."""
-    begin = time.process_time()
-    algorithm.update(iter([[group]]))
-    return time.process_time() - begin
+def update_s(algorithm: GRPOAlgorithm, group: Group) -> float:
+    """What an update takes."""
+    return seconds(lambda: algorithm.update(iter([[group]])), algorithm.actor.policy.config.device)
 
 
 def memory(algorithm: GRPOAlgorithm, group: Group) -> dict[str, float]:
-    """Peak memory of the process without and with an update, GiB."""
-    before, elapsed = peak(), seconds(algorithm, group)
-    return {"before_gib": round(before, 2), "peak_gib": round(peak(), 2), "cpu_s": round(elapsed, 1)}
-
-
-def peak() -> float:
-    """Most memory that the process has had, GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Peak memory without and with an update, GiB."""
+    device = algorithm.actor.policy.config.device
+    before, elapsed = peak(device), update_s(algorithm, group)
+    return {"before_gib": round(before, 2), "peak_gib": round(peak(device), 2), "update_s": round(elapsed, 1)}
 
 
 def speed(ours: GRPOAlgorithm, group: Group, n_pairs: int) -> dict[str, float]:
-    """Chunks per second of CPU time of both sides, and their ratio."""
+    """Chunks per second of both sides, and their ratio."""
     plain = copy(ours)
     plain.actor = PlainActor(**{field.name: getattr(ours.actor, field.name) for field in fields(ours.actor)})
     pairs = []
     for index in range(n_pairs):
-        pairs.append((seconds(plain, group), seconds(ours, group)))
+        pairs.append((update_s(plain, group), update_s(ours, group)))
         print(f"pair {index + 1}: plain {pairs[-1][0]:.2f} s, ours {pairs[-1][1]:.2f} s", flush=True)
     n_chunks = sum(len(scored.episode.executed) for scored in group.episodes)
     return {

@@ -17,15 +17,16 @@ def sampled_episode(
     actor: Actor, estimator: Any, seed: int, executed: Sequence[int], instruction: str = INSTRUCTION
 ) -> Episode:
     """An episode of one policy call for each entry of `executed`, the steps run of its chunk."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(actor.policy.config.device).manual_seed(seed)
     observations = random_observation(actor.policy.config, len(executed), seed)
     samples, actions = [], []
     for call, n_steps in enumerate(executed):
         one = {key: value[call : call + 1] for key, value in observations.items()}
         with torch.no_grad():
             context = actor.adapter.encode(actor.model_input(one, [instruction]))
-            samples.append(estimator.sample(actor.adapter, context, generator))
-        actions.append(actor.env_actions(samples[-1].actions)[0, :n_steps])
+            sample = estimator.sample(actor.adapter, context, generator)
+        samples.append(sample.row(0))
+        actions.append(actor.env_actions(sample.actions)[0, :n_steps])
     return Episode(
         start=Start("libero_object", 0, 0, 0),
         instruction=instruction,

@@ -94,7 +94,7 @@ def ratio_deviation(actor: Actor, estimator: RatioEstimator, n: int, seed: int) 
     generator = torch.Generator(config.device).manual_seed(seed)
 
     def encode(index: Tensor) -> Any:
-        rows = {key: value[index].to(config.device) for key, value in observations.items()}
+        rows = {key: value[index] for key, value in observations.items()}
         return adapter.encode(actor.model_input(rows, [_INSTRUCTION] * len(index)))
 
     one_by_one = torch.arange(n)[:, None]
@@ -242,10 +242,12 @@ class _PeakMemory:
 
     def __init__(self, device: str) -> None:
         """Begin."""
-        self._cuda = device.startswith("cuda")
+        self._cuda = torch.device(device) if device.startswith("cuda") else None
         if self._cuda:
-            torch.cuda.reset_peak_memory_stats(device)
-            self._before = torch.cuda.memory_reserved(device)
+            # What was freed but is still reserved would be used again, and not be seen.
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._cuda)
+            self._before = torch.cuda.memory_reserved(self._cuda)
         else:
             # What was freed but is still resident would be used again, and not be seen.
             ctypes.CDLL(None).malloc_trim(0)
@@ -254,7 +256,7 @@ class _PeakMemory:
 
     def grown(self) -> int:
         """Bytes."""
-        peak = torch.cuda.max_memory_reserved() if self._cuda else resident_bytes("self", peak=True)
+        peak = torch.cuda.max_memory_reserved(self._cuda) if self._cuda else resident_bytes("self", peak=True)
         return max(peak - self._before, 0)  # The kernel's counters are batched, so off by some pages.
 
 

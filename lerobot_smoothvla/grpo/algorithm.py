@@ -241,8 +241,7 @@ class GRPOAlgorithm(RLAlgorithm):
             group["lr"] = self.config.lr * factor
 
     def _encode(self, replay: Replay) -> Any:
-        device = self.actor.policy.config.device
-        observations = {key: torch.stack(rows).to(device) for key, rows in replay.observations.items()}
+        observations = {key: torch.stack(rows) for key, rows in replay.observations.items()}
         return self.actor.adapter.encode(self.actor.model_input(observations, replay.instructions))
 
     def _record(self, replay: Replay) -> dict[str, Tensor]:

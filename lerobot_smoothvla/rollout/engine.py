@@ -158,9 +158,10 @@ class Actor:
                 for a policy that reads the last N > 1 control steps.
             instructions: B task strings.
         """
+        # On its device first, in rollouts and replay alike: CUDA divides by a constant to another last bit.
+        there = {key: value.to(self.policy.config.device) for key, value in observations.items()}
         batch: dict[str, Any] = {
-            key: value.float() / 255 if value.dtype == torch.uint8 else value
-            for key, value in observations.items()
+            key: value.float() / 255 if value.dtype == torch.uint8 else value for key, value in there.items()
         }
         return self.preprocessor({**batch, "task": instructions})
 

@@ -12,6 +12,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
@@ -149,9 +150,11 @@ class ActorRecipe:
     action_filter: ActionFilterStep | None
 
     @classmethod
-    def of(cls, actor: Actor) -> Self:
-        """The recipe of an actor."""
-        return cls(actor.policy.config, adapter_of(actor.policy), actor.execution, actor.action_filter)
+    def of(cls, actor: Actor, device: str | None = None) -> Self:
+        """The recipe of an actor, for another device than that of its config where one is given."""
+        config = copy(actor.policy.config)
+        config.device = device or config.device
+        return cls(config, adapter_of(actor.policy), actor.execution, actor.action_filter)
 
     def build(self, weights: dict[str, Tensor]) -> Actor:
         """The actor with these weights, in their types; on the CPU it shares their memory."""
@@ -311,7 +314,9 @@ class ProcessEngine(RolloutEngine[ProcessWorker]):
         """
         policy = actor.policy
         self._shared = {k: v.detach().cpu().clone().share_memory_() for k, v in policy.state_dict().items()}
-        recipe = ActorRecipe.of(actor)
+        # With its number: where a launcher has given each of its processes a GPU, `cuda` is that one there
+        # and the first one in a process of theirs.
+        recipe = ActorRecipe.of(actor, str(next(policy.parameters()).device))
 
         def worker() -> ProcessWorker:
             return ProcessWorker(_act, env_config, recipe, self._shared)

@@ -4,7 +4,7 @@ They give the episodes of the serial worker, bit by bit on the same kind of CPU.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
@@ -27,15 +27,19 @@ _PLACED_WITHIN_S = 120.0
 class RayWorker:
     """Runs requests in a Ray actor, with its own simulators and its own copy of the policy."""
 
-    def __init__(self, env_config: EnvConfig, recipe: ActorRecipe, weights: ray.ObjectRef) -> None:
+    def __init__(
+        self, env_config: EnvConfig, recipe: ActorRecipe, weights: ray.ObjectRef, gpu_share: float = 0.0
+    ) -> None:
         """Ask for an actor with a core of its own.
 
         Args:
             env_config: LeRobot's environment config.
             recipe: Of the policy.
             weights: Its state, in the object store.
+            gpu_share: Of a GPU, which Ray then lets it see; it sees none with 0.
         """
-        self._remote: Any = ray.remote(num_cpus=1)(_Remote).remote(env_config, recipe, weights)
+        actor_class = ray.remote(num_cpus=1, num_gpus=gpu_share)(_Remote)
+        self._remote: Any = actor_class.remote(env_config, recipe, weights)
 
     def submit(self, request: RolloutRequest) -> None:
         """Send the request."""
@@ -117,21 +121,22 @@ class RayEngine(RolloutEngine[RayWorker]):
 
         Raises:
             ConnectionError: If there is no cluster at the address.
-            ValueError: If it has fewer cores than actors are asked for.
+            ValueError: If it has fewer cores than actors are asked for, or no GPU for a policy on one.
         """
         self._own = not ray.is_initialized()
         if self._own:
             _join(address, n_workers)
-        n_cores = int(ray.cluster_resources().get("CPU", 0))
-        if n_workers > n_cores:
+        try:
+            share = _gpu_share(actor.policy.config.device, n_workers, ray.cluster_resources())
+        except ValueError:
             self._leave()
-            raise ValueError(
-                f"`n_workers` should be at most {n_cores}, the cores of the Ray cluster, got {n_workers}."
-            )
-        recipe, self._weights = ActorRecipe.of(actor), _put(actor.policy)
+            raise
+        # Without a number: Ray shows an actor its own GPU alone.
+        recipe = ActorRecipe.of(actor, torch.device(actor.policy.config.device).type)
+        self._weights = _put(actor.policy)
 
         def worker() -> RayWorker:
-            return RayWorker(env_config, recipe, self._weights)
+            return RayWorker(env_config, recipe, self._weights, share)
 
         def another() -> RayWorker | None:
             new = worker()
@@ -169,6 +174,27 @@ def _join(address: str | None, n_workers: int) -> None:
         ray.init(address=address, **common)
     else:
         ray.init("local", num_cpus=n_workers, include_dashboard=False, **common)
+
+
+def _gpu_share(device: str, n_workers: int, resources: Mapping[str, float]) -> float:
+    """Of a GPU, for each actor: so that every core of the cluster could have one.
+
+    Raises:
+        ValueError: If the cluster has fewer cores than actors are asked for, or no GPU for a policy on one.
+    """
+    n_cores, n_gpus = (int(resources.get(name, 0)) for name in ("CPU", "GPU"))
+    if n_workers > n_cores:
+        raise ValueError(
+            f"`n_workers` should be at most {n_cores}, the cores of the Ray cluster, got {n_workers}."
+        )
+    if not device.startswith("cuda"):
+        return 0.0
+    if n_gpus == 0:
+        raise ValueError(
+            f"A policy on '{device}' needs a GPU beside every worker, and the Ray cluster has none; pass "
+            "--policy.device=cpu."
+        )
+    return 1 / math.ceil(n_cores / n_gpus)
 
 
 def _put(policy: PreTrainedPolicy) -> ray.ObjectRef:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from builders import POLICIES
+from builders import POLICIES, random_observation
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.configs.default import PeftConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
@@ -36,7 +36,7 @@ from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
 from lerobot_smoothvla.peft_loading import add_adapter
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutError, RolloutRequest, run_episode
-from lerobot_smoothvla.rollout.local import ProcessEngine, SerialWorker, make_actor, make_engine
+from lerobot_smoothvla.rollout.local import ActorRecipe, ProcessEngine, SerialWorker, make_actor, make_engine
 
 PRESET = Path(__file__).parents[2] / "configs" / "policy" / "smoothvla_tiny.yaml"
 CHUNK, HORIZON = 4, 10
@@ -238,6 +238,22 @@ def test_a_process_acts_with_an_adapter_as_the_serial_worker_does(
         answer, expected = processes.run(REQUESTS[:1])[0], RolloutEngine([worker]).run(REQUESTS[:1])[0]
     assert_same(answer, expected)
     assert not torch.equal(answer.chunks, episodes[0].chunks)
+
+
+def test_a_process_gets_the_gpu_of_its_actor_by_number(actor: Actor) -> None:
+    """And the actor's config, which is saved, stays as it is."""
+    assert ActorRecipe.of(actor, "cuda:1").config.device == "cuda:1"
+    assert ActorRecipe.of(actor).config.device == actor.policy.config.device == "cpu"
+
+
+def test_images_become_numbers_on_the_policys_device(actor: Actor) -> None:
+    """Elsewhere a rollout and its replay would round x / 255 in two ways; `meta` stands in for a GPU."""
+    policy = deepcopy(actor.policy)
+    policy.config.device = "meta"
+    seen: dict[str, Any] = {}
+    there = Actor(policy, lambda batch: seen.update(batch) or batch, actor.postprocessor)  # type: ignore[arg-type]
+    there.model_input(random_observation(policy.config, 1), ["pick up the milk"])
+    assert {value.device.type for value in seen.values() if isinstance(value, torch.Tensor)} == {"meta"}
 
 
 def test_a_process_acts_in_the_precision_of_its_actor(

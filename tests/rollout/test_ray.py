@@ -85,6 +85,17 @@ def test_more_actors_than_cores_are_refused(engine, env_config, actor):
         make_engine(env_config, actor, 2, RolloutConfig("ray"))
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus", "share"), [("cpu", 0, 0), ("cpu", 2, 0), ("cuda", 1, 1 / 8), ("cuda:0", 3, 1 / 3)]
+)
+def test_every_core_could_have_its_share_of_a_gpu(device, gpus, share):
+    from lerobot_smoothvla.rollout.ray import _gpu_share
+
+    assert _gpu_share(device, 4, {"CPU": 8, "GPU": gpus}) == share
+    with pytest.raises(ValueError, match="needs a GPU beside every worker, and the Ray cluster has none"):
+        _gpu_share("cuda", 4, {"CPU": 8})
+
+
 def test_nobody_else_can_reach_the_cluster_of_this_machine(engine):
     listening = [c for p in _processes() for c in p.net_connections("tcp") if c.status == "LISTEN"]
     assert listening
