@@ -259,6 +259,7 @@ class GRPOPipelineConfig(TrainPipelineConfig):
             "--rollout.backend=ray": self.rollout.backend == "ray",
             "--rollout.inference=central": self.rollout.inference == "central",
             "--rollout.overlap=true": self.rollout.overlap,
+            f"--rollout.device={self.rollout.device}": self.rollout.device is not None,
         }
         if self.n_workers == 0 and any(elsewhere.values()):
             asked = " and ".join(flag for flag, wanted in elsewhere.items() if wanted)

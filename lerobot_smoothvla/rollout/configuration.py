@@ -21,6 +21,8 @@ class RolloutConfig:
             them at once, for policies too large to copy.
         overlap: Roll the next iteration out while the policy learns from this one: with the weights before
             that, to which its ratios are then exact. Needs workers with copies of the policy.
+        device: Where the workers' copies of the policy act, as `cpu` while the learner has the GPU; None for
+            the policy's own device.
     """
 
     backend: Backend = "local"
@@ -28,6 +30,7 @@ class RolloutConfig:
     timeout_s: float = 1800.0
     inference: Inference = "worker"
     overlap: bool = False
+    device: str | None = None
 
     def __post_init__(self) -> None:
         """Reject what could not be run.
@@ -53,6 +56,11 @@ class RolloutConfig:
             raise ValueError(
                 "`overlap` needs a copy of the policy in every worker, as the learner's changes meanwhile; "
                 "leave --rollout.inference=central or --rollout.overlap=true out."
+            )
+        if self.device is not None and self.inference == "central":
+            raise ValueError(
+                f"`device` is of the workers' copies of the policy, got '{self.device}' with "
+                "--rollout.inference=central, where they have none; leave one of them out."
             )
         if not self.timeout_s > 0:
             raise ValueError(f"`timeout_s` should be a positive number of seconds, got {self.timeout_s}.")

@@ -302,7 +302,12 @@ class ProcessEngine(RolloutEngine[ProcessWorker]):
     """Worker processes around one copy of the weights in shared memory."""
 
     def __init__(
-        self, env_config: EnvConfig, actor: Actor, n_workers: int, timeout_s: float = math.inf
+        self,
+        env_config: EnvConfig,
+        actor: Actor,
+        n_workers: int,
+        timeout_s: float = math.inf,
+        device: str | None = None,
     ) -> None:
         """Start `n_workers` processes; each builds its simulators on first use.
 
@@ -311,12 +316,13 @@ class ProcessEngine(RolloutEngine[ProcessWorker]):
             actor: Whose weights, config and execution they start with.
             n_workers: Processes; one a core.
             timeout_s: See `RolloutEngine`.
+            device: On which they act; None for the actor's.
         """
         policy = actor.policy
         self._shared = {k: v.detach().cpu().clone().share_memory_() for k, v in policy.state_dict().items()}
         # With its number: where a launcher has given each of its processes a GPU, `cuda` is that one there
         # and the first one in a process of theirs.
-        recipe = ActorRecipe.of(actor, str(next(policy.parameters()).device))
+        recipe = ActorRecipe.of(actor, device or str(next(policy.parameters()).device))
 
         def worker() -> ProcessWorker:
             return ProcessWorker(_act, env_config, recipe, self._shared)
@@ -354,14 +360,14 @@ def make_engine(
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         from lerobot_smoothvla.rollout.ray import RayEngine
 
-        return RayEngine(env_config, actor, n_workers, config.address, config.timeout_s)
+        return RayEngine(env_config, actor, n_workers, config.address, config.timeout_s, config.device)
     if n_workers == 0:
         return RolloutEngine([SerialWorker(env_config, actor)])
     if config.inference == "central":
         from lerobot_smoothvla.rollout.central import CentralEngine
 
         return CentralEngine(env_config, actor, n_workers, config.timeout_s)
-    return ProcessEngine(env_config, actor, n_workers, config.timeout_s)
+    return ProcessEngine(env_config, actor, n_workers, config.timeout_s, config.device)
 
 
 def wait_for_processes[W: ProcessWorker](workers: Iterable[W], timeout_s: float) -> list[W]:

@@ -108,6 +108,7 @@ class RayEngine(RolloutEngine[RayWorker]):
         n_workers: int,
         address: str | None = None,
         timeout_s: float = math.inf,
+        device: str | None = None,
     ) -> None:
         """Join or start a cluster, and ask it for `n_workers` actors; it places them where a core is free.
 
@@ -118,21 +119,23 @@ class RayEngine(RolloutEngine[RayWorker]):
             n_workers: Actors, each of which takes a core.
             address: Of a cluster, as `ray.init` takes it; None starts one on this machine, on loopback.
             timeout_s: See `RolloutEngine`.
+            device: On which they act; None for the actor's.
 
         Raises:
             ConnectionError: If there is no cluster at the address.
             ValueError: If it has fewer cores than actors are asked for, or no GPU for a policy on one.
         """
+        device = device or actor.policy.config.device
         self._own = not ray.is_initialized()
         if self._own:
             _join(address, n_workers)
         try:
-            share = _gpu_share(actor.policy.config.device, n_workers, ray.cluster_resources())
+            share = _gpu_share(device, n_workers, ray.cluster_resources())
         except ValueError:
             self._leave()
             raise
         # Without a number: Ray shows an actor its own GPU alone.
-        recipe = ActorRecipe.of(actor, torch.device(actor.policy.config.device).type)
+        recipe = ActorRecipe.of(actor, torch.device(device).type)
         self._weights = _put(actor.policy)
 
         def worker() -> RayWorker:
@@ -192,7 +195,7 @@ def _gpu_share(device: str, n_workers: int, resources: Mapping[str, float]) -> f
     if n_gpus == 0:
         raise ValueError(
             f"A policy on '{device}' needs a GPU beside every worker, and the Ray cluster has none; pass "
-            "--policy.device=cpu."
+            "--rollout.device=cpu."
         )
     return 1 / math.ceil(n_cores / n_gpus)
 

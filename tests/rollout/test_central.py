@@ -127,5 +127,7 @@ def test_a_filter_is_refused_as_it_remembers_one_episode(env_config, counted):
 def test_central_inference_and_ray_exclude_each_other():
     with pytest.raises(ValueError, match="needs workers on this machine"):
         RolloutConfig("ray", inference="central")
+    with pytest.raises(ValueError, match="`device` is of the workers' copies.*got 'cpu' with"):
+        RolloutConfig(inference="central", device="cpu")
     with pytest.raises(ValueError, match="`inference` should be one of worker, central, got 'gpu'"):
         RolloutConfig(inference="gpu")
