@@ -6,8 +6,7 @@ convolutions are TF32 by PyTorch's default, but where two devices are compared.
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def actor_on(device: str, checkpoint: Path) -> Actor:
     return load_actor(load_actor_config(checkpoint, [f"--device={device}"]))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def actor(checkpoint: Path) -> Actor:
     return actor_on(DEVICE, checkpoint)
 
@@ -73,13 +72,6 @@ def groups_of(actor: Actor, estimator: Any) -> list[Any]:
         sampled_group(actor, estimator, (1, 0, 0), n, seed, instruction=task)
         for seed, task in enumerate(TASKS)
     ]
-
-
-@pytest.fixture
-def weights_put_back(actor: Actor) -> Iterator[None]:
-    before = deepcopy(actor.policy.state_dict())
-    yield
-    actor.policy.load_state_dict(before)
 
 
 def relative(first: list[Tensor], second: list[Tensor]) -> float:
@@ -121,7 +113,7 @@ def test_without_noise_it_is_the_policys_own_sampling(actor: Actor):
 @pytest.mark.parametrize("microbatch_size", [1, 64])
 @pytest.mark.parametrize(("bf16", "tolerance"), [(False, ROUNDED), (True, BF16_RATIO)])
 def test_every_ratio_is_one_before_the_first_step(
-    actor: Actor, weights_put_back: None, bf16: bool, tolerance: float, microbatch_size: int
+    actor: Actor, bf16: bool, tolerance: float, microbatch_size: int
 ):
     """Sampled one by one as in a rollout; replayed one by one and batched."""
     reached = {}
@@ -154,9 +146,7 @@ def test_an_update_is_that_of_the_cpu(name: str, checkpoint: Path, no_tf32: None
     assert relative(*changes) <= 0.1
 
 
-def test_a_checkpoint_that_it_saved_acts_the_same_on_the_cpu(
-    actor: Actor, weights_put_back: None, no_tf32: None, tmp_path: Path
-):
+def test_a_checkpoint_that_it_saved_acts_the_same_on_the_cpu(actor: Actor, no_tf32: None, tmp_path: Path):
     algorithm = GRPOAlgorithm(actor, GRPOConfig(**settings_of(actor)[0], lr=1e-3))
     algorithm.update(iter([groups_of(actor, algorithm.estimator)]))
     for part in (actor.policy, actor.preprocessor, actor.postprocessor):
