@@ -45,7 +45,9 @@ ARMS: dict[str, tuple[str, ...]] = {
 """Flags in which the arms of GRPO differ: success alone; the paper's sum; ours."""
 
 GRPO = (
-    "--algorithm.lr=3e-4",
+    "--algorithm.lr=1e-4",
+    "--algorithm.lr_schedule=linear",
+    "--algorithm.freeze=[vision,vlm]",
     "--algorithm.epochs=4",
     "--algorithm.clip_low=0.2",
     "--algorithm.clip_high=0.2",
