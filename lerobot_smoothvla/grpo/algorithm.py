@@ -238,7 +238,7 @@ class GRPOAlgorithm(RLAlgorithm):
         """The learning rate of a step, `progress` in [0, 1) of the way through an update."""
         factor = 1 - progress if self.config.lr_schedule == "linear" else 1.0
         for group in self._optimizers["policy"].param_groups:
-            group["lr"] = self.config.lr * factor
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
     def _encode(self, replay: Replay) -> Any:
         observations = {key: torch.stack(rows) for key, rows in replay.observations.items()}
