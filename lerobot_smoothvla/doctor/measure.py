@@ -216,9 +216,7 @@ def update(actor: Actor, config: GRPOConfig, groups: Sequence[Sequence[Episode]]
         RuntimeError: If the memory does not suffice.
     """
     algorithm = GRPOAlgorithm(actor, replace(config, epochs=1))
-    for optimizer in algorithm.get_optimizers().values():
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = 0.0
+    algorithm.lr = 0.0
     chosen: list[Group] = []
     n_chunks = 0
     for episodes in groups:

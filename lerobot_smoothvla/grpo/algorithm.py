@@ -137,6 +137,7 @@ class GRPOAlgorithm(RLAlgorithm):
     A minibatch without a finite gradient is dropped: no step is made.
 
     Attributes:
+        lr: Learning rate that the next update begins with.
         dropped: Chunks and baseline of the first minibatch that the last update dropped; None if it had to
             drop none, or none of this rank's.
         dropped_in_a_row: Minibatches dropped since the last step; at `DROPPED_IN_A_ROW` an update ends.
@@ -161,6 +162,7 @@ class GRPOAlgorithm(RLAlgorithm):
             store_frozen_in_bf16(actor.policy)
         self.actor = replace(actor, execution=config.execution)
         self.config = config
+        self.lr = config.lr
         self.ranks = ranks or Ranks()
         self.estimator = config.estimator(actor.policy.config)
         self._parameters = [p for p in actor.policy.parameters() if p.requires_grad]
@@ -238,7 +240,7 @@ class GRPOAlgorithm(RLAlgorithm):
         """The learning rate of a step, `progress` in [0, 1) of the way through an update."""
         factor = 1 - progress if self.config.lr_schedule == "linear" else 1.0
         for group in self._optimizers["policy"].param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+            group["lr"] = self.lr * factor
 
     def _encode(self, replay: Replay) -> Any:
         observations = {key: torch.stack(rows) for key, rows in replay.observations.items()}
