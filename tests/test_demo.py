@@ -128,6 +128,7 @@ def test_what_was_not_measured_is_null_in_the_summary(eval_info):
     assert summarise(eval_info, {})["grpo"]["minutes"] is None
 
 
+@pytest.mark.slow
 def test_the_whole_demo_runs_small_in_real_processes(tmp_path):
     output = tmp_path / "demo"
     sizes = {
