@@ -115,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(request)
         fault = self.hub.due_fault(request)
         if fault and fault.status == 0:
-            self.rfile.read(512)
+            self.rfile.read(min(512, int(self.headers["Content-Length"] or 0) // 2))
             self.close_connection = True
             self.connection.shutdown(2)
             return
