@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -39,13 +38,10 @@ def asked_to_end(output: Path, warm_start: Path, number: int) -> Run:
     return run
 
 
-def forgotten_in_shared_memory() -> set[str]:
-    """What no process has mapped any more; tests beside this one use some, too."""
-    maps = ""
-    for process in psutil.pids():
-        with suppress(OSError):
-            maps += Path(f"/proc/{process}/maps").read_text()
-    return {path.name for path in SHARED_MEMORY.iterdir() if f"{path}\n" not in maps}
+def shared_memory_of(processes: list[psutil.Process]) -> set[str]:
+    """What they have mapped; tests beside this one have some, too."""
+    maps = "".join(Path(f"/proc/{process.pid}/maps").read_text() for process in processes)
+    return {path.name for path in SHARED_MEMORY.iterdir() if f"{path}\n" in maps}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -67,7 +63,6 @@ def test_a_run_that_is_asked_to_end_saves_what_it_has_done_and_goes_on_as_if_it_
 
 
 def test_a_second_ctrl_c_ends_it_at_once_and_leaves_nothing_running(warm_start, tmp_path):
-    before = forgotten_in_shared_memory()
     output = tmp_path / "run"
     command = [sys.executable, "-m", "lerobot_smoothvla.cli.main", "grpo", f"--policy.path={warm_start}"]
     # A shell lets what it starts in the background ignore Ctrl-C, and its children inherit that.
@@ -81,13 +76,14 @@ def test_a_second_ctrl_c_ends_it_at_once_and_leaves_nothing_running(warm_start, 
             time.sleep(0.05)
         started = psutil.Process(run.pid).children(recursive=True)
         assert started
+        shared = shared_memory_of([psutil.Process(run.pid), *started])
         os.kill(run.pid, signal.SIGINT)
         time.sleep(0.02)  # Two at once may be one.
         os.kill(run.pid, signal.SIGINT)
         assert run.wait(3) == 130
     _, left = psutil.wait_procs(started, timeout=10)
     assert not left
-    assert forgotten_in_shared_memory() <= before
+    assert not shared & {path.name for path in SHARED_MEMORY.iterdir()}
 
 
 def test_a_resumed_run_keeps_its_settings_but_where_and_how_long(uninterrupted, tmp_path):
