@@ -34,6 +34,7 @@ from policies import SIZES, make_actor, peak, random_observation, reset_peak, sa
 
 from lerobot_smoothvla.doctor.measure import ratio_deviation
 from lerobot_smoothvla.episode import Group
+from lerobot_smoothvla.evaluation.report import markdown
 from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
@@ -170,18 +171,9 @@ def rows(train: str, parts: list[str], arguments: argparse.Namespace) -> Iterato
                 for row in PARTS[part](acting, arguments):
                     yield part, {"train": train, "precision": precision} | row
     parameters = list(actor.policy.parameters())
-    total, trained = (sum(p.numel() for p in some) / 1e6 for some in (parameters, _trained(parameters)))
+    total = sum(p.numel() for p in parameters) / 1e6
+    trained = sum(p.numel() for p in parameters if p.requires_grad) / 1e6
     print(f"{total:.0f} M parameters, {trained:.1f} M of them trained", flush=True)
-
-
-def _trained(parameters: list[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in parameters if parameter.requires_grad]
-
-
-def table(rows: list[Row]) -> str:
-    """Of rows with the same keys."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def main() -> None:
@@ -195,7 +187,8 @@ def main() -> None:
             measured.setdefault(part, []).append(row)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     for part, of_part in measured.items():
-        print(f"\n{arguments.size}, {part} ({gpu})\n\n{table(of_part)}")
+        table = markdown([list(of_part[0]), *([str(value) for value in row.values()] for row in of_part)])
+        print(f"\n{arguments.size}, {part} ({gpu})\n\n{table}", end="")
 
 
 if __name__ == "__main__":

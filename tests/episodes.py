@@ -8,9 +8,28 @@ import torch
 from builders import random_observation
 
 from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode, Start
+from lerobot_smoothvla.flow.adapters import adapter_class
 from lerobot_smoothvla.rollout.engine import Actor
 
 INSTRUCTION = "pick up the milk"
+
+
+def ratio_settings(policy_config: Any) -> list[dict[str, Any]]:
+    """Settings of every ratio that suits a policy."""
+    ratios = adapter_class(policy_config).ratios
+    return [{"ratio": ratio} for ratio in ratios] + [{"ratio": ratios[-1], "stochastic_steps": "all"}]
+
+
+def own_chunk(policy: Any, batch: dict[str, Any], noise: torch.Tensor) -> torch.Tensor:
+    """What a flow policy's own sampling makes of the noise.
+
+    `multi_task_dit` draws its own, from a global seed of 0, and its public method knows only what its queues
+    hold.
+    """
+    if policy.config.type != "multi_task_dit":
+        return policy.predict_action_chunk(batch, noise=noise)
+    torch.manual_seed(0)
+    return policy._generate_actions(policy._prepare_batch(batch))
 
 
 def sampled_episode(

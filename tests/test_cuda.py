@@ -14,14 +14,14 @@ import environments  # noqa: F401  (registers `slide`)
 import pytest
 import torch
 from builders import LORA, POLICIES, random_observation, tiny_smoothvla, tiny_smoothvla_in
-from episodes import sampled_group
+from easy_runs import log_of
+from episodes import own_chunk, ratio_settings, sampled_group
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 from lerobot_smoothvla.cli.main import main
 from lerobot_smoothvla.doctor.checks import ROUNDED
-from lerobot_smoothvla.flow.adapters import adapter_class
 from lerobot_smoothvla.flow.adapters.base import FlowAdapter
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import DOCTOR, GRPOConfig
@@ -62,12 +62,6 @@ def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def settings_of(actor: Actor) -> list[dict[str, Any]]:
-    """Of every ratio that suits the policy."""
-    ratios = adapter_class(actor.policy.config).ratios
-    return [{"ratio": ratio} for ratio in ratios] + [{"ratio": ratios[-1], "stochastic_steps": "all"}]
-
-
 def groups_of(actor: Actor, estimator: Any) -> list[Any]:
     n = actor.policy.config.n_action_steps
     return [
@@ -102,11 +96,7 @@ def test_without_noise_it_is_the_policys_own_sampling(actor: Actor):
     noise = torch.randn(shape, generator=generator, device=DEVICE)
     with torch.no_grad():
         chunk = adapter.to_actions(adapter.denoise(adapter.encode(batch), noise, generator))
-        if policy.config.type == "multi_task_dit":
-            torch.manual_seed(0)  # It draws its noise itself.
-            own = policy._generate_actions(policy._prepare_batch(batch))
-        else:
-            own = policy.predict_action_chunk(batch, noise=noise)
+        own = own_chunk(policy, batch, noise)
     reached = (chunk[:, : own.shape[1]] - own).abs().max().item()
     print(f"difference {reached:.1e}")
     assert reached <= CHUNK_TOLERANCE
@@ -119,7 +109,7 @@ def test_every_ratio_is_one_before_the_first_step(
 ):
     """Sampled one by one as in a rollout; replayed one by one and batched."""
     reached = {}
-    for setting in settings_of(actor):
+    for setting in ratio_settings(actor.policy.config):
         config = GRPOConfig(**setting, minibatch_size=64, microbatch_size=microbatch_size, bf16=bf16, lr=1e-9)
         algorithm = GRPOAlgorithm(actor, config)
         stats = algorithm.update(iter([groups_of(algorithm.actor, algorithm.estimator)]))
@@ -135,7 +125,9 @@ def test_every_ratio_is_one_before_the_first_step(
 def test_an_update_is_that_of_the_cpu(name: str, checkpoint: Path, no_tf32: None, recompute: bool):
     """On chunks that the CPU sampled. Adam divides by the gradient's size: noise moves a weight as well."""
     there, here = actor_on(DEVICE, checkpoint), actor_on("cpu", checkpoint)
-    config = GRPOConfig(**settings_of(here)[-1], minibatch_size=64, lr=1e-3, gradient_checkpointing=recompute)
+    config = GRPOConfig(
+        **ratio_settings(here.policy.config)[-1], minibatch_size=64, lr=1e-3, gradient_checkpointing=recompute
+    )
     algorithms = [GRPOAlgorithm(actor, config) for actor in (there, here)]
     groups = groups_of(algorithms[1].actor, algorithms[1].estimator)
     gradients, changes = [], []
@@ -151,7 +143,7 @@ def test_an_update_is_that_of_the_cpu(name: str, checkpoint: Path, no_tf32: None
 
 
 def test_a_checkpoint_that_it_saved_acts_the_same_on_the_cpu(actor: Actor, no_tf32: None, tmp_path: Path):
-    algorithm = GRPOAlgorithm(actor, GRPOConfig(**settings_of(actor)[0], lr=1e-3))
+    algorithm = GRPOAlgorithm(actor, GRPOConfig(**ratio_settings(actor.policy.config)[0], lr=1e-3))
     algorithm.update(iter([groups_of(actor, algorithm.estimator)]))
     for part in (actor.policy, actor.preprocessor, actor.postprocessor):
         part.save_pretrained(tmp_path)
@@ -211,10 +203,6 @@ def smoothvla(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 ENV = ("--env.type=slide", f"--policy.device={DEVICE}")
 RUN = (*ENV, "--seed=1", "--save_freq=1", "--algorithm.n_groups=8", "--algorithm.group_size=4")
 RUN += ("--algorithm.lr=1e-3", "--algorithm.minibatch_size=16")
-
-
-def log_of(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_rollouts_are_the_same_wherever_the_policy_acts(slide: Path, smoothvla: Command, tmp_path: Path):

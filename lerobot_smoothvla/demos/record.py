@@ -311,7 +311,7 @@ def _record_attempt(config: DemosConfig, attempt: Attempt) -> None:
     _simulators = _simulators or Simulators(config.env, limit=1)
     draft = attempt.directory.with_suffix(".draft")
     shutil.rmtree(draft, ignore_errors=True)
-    env = _simulators.get(attempt.start.suite, attempt.start.task_id)
+    env = _simulators.get(*attempt.start.task)
     if record_episode(env, config, attempt, draft):
         draft.rename(attempt.directory)
     else:

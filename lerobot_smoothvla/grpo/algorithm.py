@@ -209,7 +209,7 @@ class GRPOAlgorithm(RLAlgorithm):
             baseline = None if replay is None else self._baseline(replay)
         totals = dict.fromkeys(_MEANS, 0.0)
         steps = n_dropped = 0
-        minibatches = list(self._minibatches(n_chunks, generator))
+        minibatches = self._minibatches(n_chunks, generator)
         for number, index in enumerate(minibatches):
             self._set_lr(number / len(minibatches))
             own = index[(index >= first) & (index < first + counts[self.ranks.rank])] - first
@@ -231,10 +231,13 @@ class GRPOAlgorithm(RLAlgorithm):
         means = {name: total / steps if steps else math.nan for name, total in totals.items()}
         return _stats(means, n_chunks, steps, n_dropped)
 
-    def _minibatches(self, n_chunks: int, generator: torch.Generator) -> Iterator[Tensor]:
+    def _minibatches(self, n_chunks: int, generator: torch.Generator) -> list[Tensor]:
         """Indices of the chunks of each, over all epochs."""
-        for _ in range(self.config.epochs if n_chunks else 0):
-            yield from torch.randperm(n_chunks, generator=generator).split(self.config.minibatch_size)
+        return [
+            index
+            for _ in range(self.config.epochs if n_chunks else 0)
+            for index in torch.randperm(n_chunks, generator=generator).split(self.config.minibatch_size)
+        ]
 
     def _set_lr(self, progress: float) -> None:
         """The learning rate of a step, `progress` in [0, 1) of the way through an update."""

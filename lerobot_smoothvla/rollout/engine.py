@@ -390,9 +390,10 @@ class RolloutEngine[W: Worker]:
             return 0 if task in own else 2 if task in others else 1
 
         index, request = queue.pop(min(range(len(queue)), key=cost))
-        if request.start.task in own:
-            own.remove(request.start.task)
-        own.append(request.start.task)
+        task = request.start.task
+        if task in own:
+            own.remove(task)
+        own.append(task)
         return index, request
 
     def _ready(self, busy: Mapping[W, tuple[int, float]]) -> list[W]:

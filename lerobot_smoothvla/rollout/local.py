@@ -81,7 +81,7 @@ class Simulators:
 
 def rollout(simulators: Simulators, player: Player, request: RolloutRequest) -> Episode:
     """Run one request, with its video if it wants one."""
-    env = simulators.get(request.start.suite, request.start.task_id)
+    env = simulators.get(*request.start.task)
     if request.video is None:
         return run_episode(env, player, request)
     frames: list[Picture] = []

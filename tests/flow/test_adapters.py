@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from builders import POLICIES, TOLERANCE, WITHOUT_GRADIENT, act, random_observation
-from episodes import sampled_group
+from episodes import own_chunk, ratio_settings, sampled_group
 from stock import act_in_stock_lerobot
 
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
-from lerobot_smoothvla.flow.adapters import adapt, adapter_class, adapter_types
+from lerobot_smoothvla.flow.adapters import adapt, adapter_types
 from lerobot_smoothvla.flow.adapters.base import FlowAdapter
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm, Replay
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
@@ -33,9 +33,7 @@ def actor(checkpoint: Path) -> Actor:
 
 @pytest.fixture(scope="module")
 def settings(actor: Actor) -> list[dict[str, Any]]:
-    """Settings of every ratio that suits the policy."""
-    ratios = adapter_class(actor.policy.config).ratios
-    return [{"ratio": ratio} for ratio in ratios] + [{"ratio": ratios[-1], "stochastic_steps": "all"}]
+    return ratio_settings(actor.policy.config)
 
 
 def test_every_adapter_is_tested():
@@ -50,12 +48,7 @@ def test_without_noise_it_is_the_policys_own_sampling(name: str, actor: Actor):
     noise = torch.randn(2, adapter.chunk_size, adapter.padded_action_dim, generator=torch.manual_seed(0))
     with torch.no_grad():
         chunk = adapter.to_actions(adapter.denoise(adapter.encode(batch), noise, torch.Generator()))
-        if policy.config.type == "multi_task_dit":
-            # It draws its noise itself, and its public method knows only what its queues hold.
-            torch.manual_seed(0)
-            own = policy._generate_actions(policy._prepare_batch(batch))
-        else:
-            own = policy.predict_action_chunk(batch, noise=noise)
+        own = own_chunk(policy, batch, noise)
     assert chunk.dtype == torch.float32
     assert (chunk[:, : own.shape[1]] - own).abs().max() <= TOLERANCE.get(name, 0.0)
 
