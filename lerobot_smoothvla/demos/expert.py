@@ -48,6 +48,8 @@ LEAST_LIFT = 0.1
 """How far an item is lifted at least, m: one held by its rim hangs down on the other side."""
 GRIP_TIME = 0.35
 """What the fingers need to close or open, s, whatever the speed of the arm."""
+FIRM_GRIP_TIME = 0.7
+"""What they need before the arm may start abruptly, s: it would pull itself off a rim."""
 MEAN_SPEED = 0.16
 """Of one segment, m/s. A minimum-jerk peak is 1.875 times that, about the 0.31 m/s that action 1.0 drives."""
 POSITION_SCALE = 0.05
@@ -58,19 +60,22 @@ ROTATION_SCALE = 0.5
 
 @dataclass(frozen=True)
 class Segment:
-    """One minimum-jerk displacement: x(t) = d s(τ), s(τ) = 10τ³ − 15τ⁴ + 6τ⁵, τ = (t − start) / duration.
+    """One displacement, x(t) = d s(τ), τ = (t − start) / duration.
 
-    Flash & Hogan, J. Neurosci. 5(7), 1985.
+    Of minimum jerk, s(τ) = 10τ³ − 15τ⁴ + 6τ⁵ (Flash & Hogan, J. Neurosci. 5(7), 1985), or at constant
+    speed, s(τ) = τ.
 
     Attributes:
         displacement: (3,) d, m.
         start: s.
         duration: s.
+        eased: Whether it is of minimum jerk.
     """
 
     displacement: Array
     start: float
     duration: float
+    eased: bool = True
 
     @property
     def end(self) -> float:
@@ -80,9 +85,19 @@ class Segment:
     def at(self, time: float) -> tuple[Array, Array]:
         """(3,) displacement, m, and (3,) velocity, m/s, at `time` in s; it rests before and after."""
         tau = min(max((time - self.start) / self.duration, 0.0), 1.0)
+        if not self.eased:
+            return tau * self.displacement, (0.0 < tau < 1.0) / self.duration * self.displacement
         travelled = tau**3 * (10.0 - 15.0 * tau + 6.0 * tau**2)
         rate = 30.0 * (tau * (1.0 - tau)) ** 2 / self.duration
         return travelled * self.displacement, rate * self.displacement
+
+    def strokes(self, number: int) -> "tuple[Segment, ...]":
+        """The same displacement in the same time by strokes, each followed by a rest half as long."""
+        time = self.duration / number
+        return tuple(
+            Segment(self.displacement / number, self.start + index * time, time / 1.5, eased=False)
+            for index in range(number)
+        )
 
 
 @dataclass(frozen=True)
@@ -148,7 +163,14 @@ class Extent:
 
 
 def plan(
-    origin: Array, item: Extent, grasp: Array, shift: Array, release_height: float, rim: float, speed: float
+    origin: Array,
+    item: Extent,
+    grasp: Array,
+    shift: Array,
+    release_height: float,
+    rim: float,
+    speed: float,
+    strokes: int = 0,
 ) -> Plan:
     """Above the item, down, close, lift, over the target, down, open, up.
 
@@ -160,6 +182,9 @@ def plan(
         release_height: Of the item's underside when the gripper opens, m.
         rim: Highest point of the target, m.
         speed: Factor on `MEAN_SPEED`.
+        strokes: 0 for minimum-jerk segments that overlap, which rounds the via points. Else each is made of
+            so many strokes at constant speed with rests between, in the same time: the submovements of an
+            unpractised operator.
 
     Raises:
         ValueError: If `speed` is not positive.
@@ -176,26 +201,31 @@ def plan(
         overlap = 0.5 * min(after.duration, duration) if after else 0.0
         return Segment(vector, start - overlap, duration)
 
+    grip_time = FIRM_GRIP_TIME if strokes else GRIP_TIME
     approach = segment(above - origin, 0.0)
     descent = segment(grasp - above, approach.end, after=approach)
     close_at = descent.end + 0.1 / speed
-    ascent = segment([0.0, 0.0, lift], close_at + GRIP_TIME)
+    ascent = segment([0.0, 0.0, lift], close_at + grip_time)
     transfer = segment([*shift, 0.0], ascent.end, after=ascent)
     lowering = segment([0.0, 0.0, lower], transfer.end, after=transfer)
     open_at = lowering.end + 0.1 / speed
-    retreat = segment([0.0, 0.0, 0.08], open_at + GRIP_TIME)
-    return Plan(origin, (approach, descent, ascent, transfer, lowering, retreat), close_at, open_at)
+    retreat = segment([0.0, 0.0, 0.08], open_at + grip_time)
+    segments: tuple[Segment, ...] = (approach, descent, ascent, transfer, lowering, retreat)
+    if strokes:
+        segments = tuple(stroke for whole in segments for stroke in whole.strokes(strokes))
+    return Plan(origin, segments, close_at, open_at)
 
 
 class PickAndPlace:
     """The expert for one episode; make it after the environment's reset."""
 
-    def __init__(self, env: "ChunkedLiberoEnv", speed: float = 1.0) -> None:
+    def __init__(self, env: "ChunkedLiberoEnv", speed: float = 1.0, strokes: int = 0) -> None:
         """Read the scene and plan.
 
         Args:
             env: Reset, of one of `SOLVABLE_TASKS`.
             speed: Factor on the speed of all motion.
+            strokes: As in `plan`.
         """
         self._env = env
         self._simulation = env._env.env
@@ -203,7 +233,7 @@ class PickAndPlace:
         # A displacement d held as the action makes the critically damped controller drift at d kp / kd.
         self._lag = float(controller.kd[0] / controller.kp[0])
         self._time = 0.0
-        self._plan = self._make_plan(speed)
+        self._plan = self._make_plan(speed, strokes)
 
     @property
     def pace(self) -> float:
@@ -222,7 +252,7 @@ class PickAndPlace:
         action = [*displacement / POSITION_SCALE, *rotation / ROTATION_SCALE, self._plan.gripper(self._time)]
         return np.clip(action, -1.0, 1.0)
 
-    def _make_plan(self, speed: float) -> Plan:
+    def _make_plan(self, speed: float, strokes: int) -> Plan:
         simulation = self._simulation
         ((_, item_name, target_name),) = simulation.parsed_problem["goal_state"]
         item = self._extent(item_name)
@@ -249,6 +279,7 @@ class PickAndPlace:
             release_height,
             container.high[2],
             speed,
+            strokes,
         )
 
     def _position(self, name: str) -> Array:

@@ -15,6 +15,9 @@ from lerobot_smoothvla.episode import Task
 
 Array = NDArray[np.float64]
 
+JERKY_STROKES = 2
+"""Of each displacement of LIBERO's expert where it is jerky: three times the jerk in the same time."""
+
 
 class Expert(Protocol):
     """Acts in one episode; its first three action dimensions are a displacement."""
@@ -81,11 +84,13 @@ def labels(config: EnvConfig) -> Labels:
     return LIBERO_LABELS if isinstance(config, LiberoEnvConfig) else METAWORLD_LABELS
 
 
-def require_expert(config: EnvConfig, tasks: Sequence[Task], speed: float, speed_spread: float) -> None:
+def require_expert(
+    config: EnvConfig, tasks: Sequence[Task], speed: float, speed_spread: float, jerky_share: float
+) -> None:
     """Reject tasks that nobody can demonstrate.
 
     Raises:
-        ValueError: If there are any, or the expert has no such speed.
+        ValueError: If there are any, or the expert does not move so.
     """
     if isinstance(config, LiberoEnvConfig):
         require_solvable(tasks)
@@ -94,13 +99,17 @@ def require_expert(config: EnvConfig, tasks: Sequence[Task], speed: float, speed
             f"There are scripted experts for environments of type libero and metaworld, none for "
             f"'{config.type}'; record demonstrations with `lerobot-record`, or take a dataset from the Hub."
         )
-    elif (speed, speed_spread) != (1.0, 0.0):
+    elif (speed, speed_spread, jerky_share) != (1.0, 0.0, 0.0):
         raise ValueError(
-            f"`speed` and `speed_spread` are settings of LIBERO's expert, got {speed} and {speed_spread}; "
-            "Meta-World's policies have a speed of their own: leave them out."
+            f"`speed`, `speed_spread` and `jerky_share` are settings of LIBERO's expert, got {speed}, "
+            f"{speed_spread} and {jerky_share}; Meta-World's policies move in their own way: leave them out."
         )
 
 
-def make_expert(env: Any, config: EnvConfig, speed: float) -> Expert:
+def make_expert(env: Any, config: EnvConfig, speed: float, jerky: bool) -> Expert:
     """The expert of an environment that has just been reset."""
-    return PickAndPlace(env, speed) if isinstance(config, LiberoEnvConfig) else MetaworldExpert(env)
+    return (
+        PickAndPlace(env, speed, JERKY_STROKES if jerky else 0)
+        if isinstance(config, LiberoEnvConfig)
+        else MetaworldExpert(env)
+    )

@@ -94,6 +94,8 @@ class DemosConfig:
         noise_std: Of the noise on the displacement at full speed, in action units (1.0 is 0.05 m in LIBERO).
         tremor_std: Of white noise on the displacement in every episode, executed and recorded, in action
             units: the unsteady hand of a person, which a policy that imitates it has, too.
+        jerky_share: Part of the episodes in which LIBERO's expert moves by strokes at constant speed in place
+            of eased segments, as an operator with less practice.
         speed: Factor on the speed of LIBERO's expert.
         speed_spread: Each episode's speed is `speed` times or divided by at most 1 + `speed_spread`.
         n_workers: Processes; one a core.
@@ -107,6 +109,7 @@ class DemosConfig:
     noise_share: float = 1 / 3
     noise_std: float = 0.15
     tremor_std: float = 0.0
+    jerky_share: float = 0.0
     speed: float = 1.0
     speed_spread: float = 0.0
     n_workers: int = 2
@@ -115,8 +118,9 @@ class DemosConfig:
         """Reject what cannot be recorded."""
         if self.episodes_per_task < 1:
             raise ValueError(f"`episodes_per_task` should be at least 1, got {self.episodes_per_task}.")
-        if not 0 <= self.noise_share <= 1:
-            raise ValueError(f"`noise_share` should be in [0, 1], got {self.noise_share}.")
+        for name in ("noise_share", "jerky_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` should be in [0, 1], got {getattr(self, name)}.")
         for name in ("noise_std", "tremor_std", "speed_spread"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` should not be negative, got {getattr(self, name)}.")
@@ -133,11 +137,13 @@ class Attempt:
     Attributes:
         start: Where it begins.
         noisy: Whether noise is added to what is executed.
+        jerky: Whether the expert moves by strokes.
         directory: Where its dataset will be, if it succeeds.
     """
 
     start: Start
     noisy: bool
+    jerky: bool
     directory: Path
 
     @property
@@ -158,7 +164,7 @@ def attempts(config: DemosConfig, directory: Path) -> list[Attempt]:
         ValueError: If a task does not exist, no expert can do it, or it lacks an initial state.
     """
     tasks = selected_tasks(config.env)
-    require_expert(config.env, tasks, config.speed, config.speed_spread)
+    require_expert(config.env, tasks, config.speed, config.speed_spread, config.jerky_share)
     require_init_states(config.env, tasks, config.init_states)
     first, end = config.init_states
     found = []
@@ -169,10 +175,15 @@ def attempts(config: DemosConfig, directory: Path) -> list[Attempt]:
                 start = Start(suite, task_id, first + offset, config.seed + rounds)
             else:
                 start = Start(suite, task_id, 0, TRAINING_SEEDS + config.seed + index)
-            # Spread evenly, so that any part of the attempts has its share.
-            noisy = int((index + 1) * config.noise_share) > int(index * config.noise_share)
-            found.append(Attempt(start, noisy, directory / f"{suite}-{task_id:02d}-{index:05d}"))
+            name = f"{suite}-{task_id:02d}-{index:05d}"
+            noisy, jerky = (_falls_on(index, share) for share in (config.noise_share, config.jerky_share))
+            found.append(Attempt(start, noisy, jerky, directory / name))
     return found
+
+
+def _falls_on(index: int, share: float) -> bool:
+    """Whether an attempt is in a share that is spread evenly, so that any part of them has its own."""
+    return int((index + 1) * share) > int(index * share)
 
 
 def record(config: DemosConfig) -> Path:
@@ -338,7 +349,7 @@ def record_episode(env: ChunkedEnv, config: DemosConfig, attempt: Attempt, direc
     generator = np.random.default_rng((start.seed, start.task_id, start.init_state))
     observation = env.reset_to(start)
     speed = config.speed * (1.0 + config.speed_spread) ** generator.uniform(-1.0, 1.0)
-    expert = make_expert(env, config.env, speed)
+    expert = make_expert(env, config.env, speed, attempt.jerky)
     dataset = _create_dataset(config.dataset, labels(config.env), observation, directory)
     noise = np.zeros(3)
     while True:

@@ -275,7 +275,7 @@ def stages(config: StudyConfig, seeds: Sequence[int] | None = None) -> list[Stag
             *dataset,
             "--dataset.video=false",
             f"--episodes_per_task={plan.demonstrations}",
-            "--tremor_std=0.1",
+            "--jerky_share=0.5",
             "--speed_spread=0.3",
             workers,
         ],

@@ -124,7 +124,7 @@ def test_actions_are_in_range_and_grasp_and_release(uninterrupted):
 
 def test_an_unsteady_hand_is_recorded_as_it_moved_and_takes_its_own_time(uninterrupted, env, tmp_path):
     config = a_config(tmp_path, tremor_std=0.1, speed_spread=0.5)
-    assert record_episode(env, config, Attempt(TASK, False, tmp_path), tmp_path / "unsteady")
+    assert record_episode(env, config, Attempt(TASK, False, False, tmp_path), tmp_path / "unsteady")
     steady, unsteady = (
         LeRobotDataset("local/demos", root=path, episodes=[0])
         for path in (uninterrupted, tmp_path / "unsteady")
