@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 
 from lerobot_smoothvla.demos.expert import (
@@ -15,6 +16,7 @@ from lerobot_smoothvla.demos.expert import (
     require_solvable,
 )
 from lerobot_smoothvla.episode import Start
+from lerobot_smoothvla.smoothness import jerk_rms
 
 ORIGIN = np.array([-0.2, 0.0, 0.3])
 BOTTLE = Extent(np.array([0.0, -0.13, 0.0]), np.array([0.04, -0.07, 0.14]))
@@ -22,8 +24,8 @@ GRASP = BOTTLE.grasps()[0]
 SHIFT = np.array([-0.05, 0.35])
 
 
-def a_plan(speed: float = 1.0):
-    return plan(ORIGIN, BOTTLE, GRASP, SHIFT, release_height=0.11, rim=0.14, speed=speed)
+def a_plan(speed: float = 1.0, strokes: int = 0):
+    return plan(ORIGIN, BOTTLE, GRASP, SHIFT, release_height=0.11, rim=0.14, speed=speed, strokes=strokes)
 
 
 def test_a_segment_rests_before_and_after_and_passes_half_way_at_1875_thousandths_of_the_mean_speed():
@@ -50,8 +52,20 @@ def test_the_reference_velocity_is_the_derivative_of_the_reference_position():
         np.testing.assert_allclose(path.reference(time)[1], difference, atol=1e-6)
 
 
-def test_the_gripper_closes_at_rest_around_the_item_and_opens_at_rest_over_the_target():
-    path = a_plan()
+def test_strokes_are_at_constant_speed_with_rests_and_arrive_no_later_than_the_eased_displacement():
+    displacement = np.array([0.3, 0.0, -0.1])
+    strokes = Segment(displacement, start=1.0, duration=2.4).strokes(2)
+    for time, travelled, speed in [(1.4, 0.25, 1.5), (2.0, 0.5, 0.0), (2.6, 0.75, 1.5), (3.1, 1.0, 0.0)]:
+        position, velocity = (
+            np.sum(parts, axis=0) for parts in zip(*(s.at(time) for s in strokes), strict=True)
+        )
+        np.testing.assert_allclose(position, travelled * displacement)
+        np.testing.assert_allclose(velocity, speed * displacement / 2.4, atol=1e-15)
+
+
+@pytest.mark.parametrize("strokes", [0, 2])
+def test_the_gripper_closes_at_rest_around_the_item_and_opens_at_rest_over_the_target(strokes):
+    path = a_plan(strokes=strokes)
     assert [path.gripper(t) for t in (0.0, path.close_at, path.open_at - 0.01, path.open_at)] == [
         OPEN,
         CLOSED,
@@ -131,18 +145,25 @@ def test_a_task_that_the_expert_cannot_do_is_named_with_those_that_it_can():
         require_solvable([("libero_object", 0), ("libero_spatial", 4), ("libero_10", 0)])
 
 
-@pytest.mark.parametrize(("suite", "task_id"), [("libero_object", 1), ("libero_spatial", 5)])
-def test_the_expert_solves_a_flat_box_and_a_bowl_by_its_rim_without_dawdling(suite, task_id):
+@pytest.mark.parametrize(
+    ("suite", "task_id", "strokes"),
+    [("libero_object", 1, 0), ("libero_spatial", 5, 0), ("libero_spatial", 1, 2)],
+)
+def test_the_expert_solves_a_flat_box_and_a_bowl_by_its_rim_without_dawdling(suite, task_id, strokes):
     from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv
 
     env = ChunkedLiberoEnv(LiberoEnvConfig(task=suite), suite, task_id)
     env.reset_to(Start(suite, task_id, init_state=0, seed=0))
-    expert = PickAndPlace(env)
+    expert = PickAndPlace(env, strokes=strokes)
+    positions = [env.position]
     for _ in range(150):
         action = expert.act()
         assert np.abs(action).max() <= 1.0
         _, _, solved, _, _ = env.step(action)
+        positions.append(env.position)
         if solved:
             break
     env.close()
     assert solved
+    moved = torch.as_tensor(np.array(positions))
+    assert (jerk_rms(moved, env.dt) > 15) == (strokes > 0)  # m/s³

@@ -246,6 +246,7 @@ def test_tasks_that_cannot_be_recorded_are_refused_and_nothing_is_written(env, m
     [
         ({"episodes_per_task": 0}, "at least 1, got 0"),
         ({"noise_share": 1.5}, "in \\[0, 1\\].*got 1.5"),
+        ({"jerky_share": -0.5}, "`jerky_share` should be in \\[0, 1\\].*got -0.5"),
         ({"noise_std": -0.1}, "`noise_std` should not be negative.*-0.1"),
         ({"tremor_std": -0.1}, "`tremor_std` should not be negative.*-0.1"),
         ({"speed_spread": float("inf")}, "`speed_spread` should not be negative.*inf"),

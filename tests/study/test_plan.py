@@ -26,12 +26,12 @@ def of_grpo(config: StudyConfig) -> list[Stage]:
     return [stage for stage in stages(config) if stage.name.startswith("grpo/")]
 
 
-def test_the_warm_start_learns_from_the_unsteady_demonstrations_of_the_trained_tasks(config, monkeypatch):
+def test_the_warm_start_learns_from_the_uneven_demonstrations_of_the_trained_tasks(config, monkeypatch):
     dataset, sft = stages(config)[:2]
     demos = parsed(dataset, DemosConfig, monkeypatch)
     train = parsed(sft, TrainPipelineConfig, monkeypatch)
     assert Path(train.dataset.root) == demos.dataset.directory and train.steps == config.plan.sft_steps
-    assert demos.tremor_std > 0 and demos.speed_spread > 0
+    assert 0 < demos.jerky_share < 1 and demos.speed_spread > 0
     assert selected_tasks(demos.env) == selected_tasks(conditions(config.plan)[0].env)
 
 
