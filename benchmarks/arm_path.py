@@ -21,7 +21,7 @@ import numpy as np
 from lerobot_smoothvla.envs.assets import require_gl
 from lerobot_smoothvla.evaluation.report import markdown, spelt
 from lerobot_smoothvla.evaluation.statistics import Interval, wilson_interval
-from lerobot_smoothvla.rollout.local import ONE_THREAD
+from lerobot_smoothvla.processes import ONE_THREAD
 from lerobot_smoothvla.stages import LAST, Stage, grpo_stage, program, run_stages, sft_stage
 from lerobot_smoothvla.study.plan import ARMS, GRPO
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lerobot_smoothvla.rollout.local import ONE_THREAD
+from lerobot_smoothvla.processes import ONE_THREAD
 
 LAST = Path("checkpoints") / "last" / "pretrained_model"
 """In a training run, of `lerobot-train` and of `smoothvla grpo`."""

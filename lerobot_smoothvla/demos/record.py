@@ -36,7 +36,8 @@ from lerobot_smoothvla.envs.tasks import (
     selected_tasks,
 )
 from lerobot_smoothvla.episode import Start
-from lerobot_smoothvla.rollout.local import ONE_THREAD, Simulators
+from lerobot_smoothvla.processes import ONE_THREAD, worker_context
+from lerobot_smoothvla.rollout.local import Simulators
 from lerobot_smoothvla.settings import differences, settings_of
 
 SUMMARY = Path("meta") / "demonstrations.json"
@@ -284,7 +285,7 @@ def _run(config: DemosConfig, planned: Sequence[Attempt]) -> None:
     missing = [attempt for attempt in planned if not attempt.finished]
     os.environ.update(_WORKER_ENVIRONMENT)
     with (
-        ProcessPoolExecutor(config.n_workers, mp.get_context("spawn"), _end_with_parent) as pool,
+        ProcessPoolExecutor(config.n_workers, worker_context(), _end_with_parent) as pool,
         tqdm(total=len(planned), initial=len(planned) - len(missing), unit="episode") as progress,
     ):
         futures = [pool.submit(_record_attempt, config, attempt) for attempt in missing]

@@ -4,14 +4,13 @@ The serial worker is the oracle: the processes give the same episodes, bit by bi
 """
 
 import math
-import multiprocessing as mp
 import os
 import pickle
 import signal
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -33,6 +32,7 @@ from lerobot_smoothvla.episode import Episode, Task
 from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.peft_loading import adapter_of, with_structure
+from lerobot_smoothvla.processes import ONE_THREAD, in_environment, started_with, worker_context
 from lerobot_smoothvla.rollout.configuration import RolloutConfig
 from lerobot_smoothvla.rollout.engine import (
     SIMULATORS,
@@ -44,10 +44,10 @@ from lerobot_smoothvla.rollout.engine import (
     run_episode,
 )
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
-"""Of torch and, beside its caller's, of Mesa's software renderer: with one process a core, more only wait."""
 _A_DAY_S = 86_400.0
 """As long as one wait lasts at most: the system counts its milliseconds in 32 bits."""
+_ALIGNMENT = 64
+"""Of weights in shared memory, bytes, as torch has it elsewhere."""
 
 
 @dataclass
@@ -167,17 +167,19 @@ class ActorRecipe:
 class ProcessWorker:
     """Runs requests in a process of its own, with its own simulators."""
 
-    def __init__(self, serve: Callable[..., None], *arguments: Any) -> None:
+    def __init__(self, serve: Callable[..., None], *arguments: Any, device: str = "cpu") -> None:
         """Start the process.
 
         Args:
             serve: What it does, given its end of the connection and `arguments`, until that is closed.
             arguments: Of `serve`.
+            device: On which it computes.
         """
-        context = mp.get_context("spawn")
+        context = worker_context(device)
         self.connection, child = context.Pipe()
-        with _environment(ONE_THREAD):
-            self._process = context.Process(target=serve, args=(child, *arguments), daemon=True)
+        with started_with(ONE_THREAD):
+            does = (dict(os.environ), serve, child, *arguments)
+            self._process = context.Process(target=in_environment, args=does, daemon=True)
             self._process.start()
         child.close()
 
@@ -229,13 +231,37 @@ class ProcessWorker:
         return self.connection.recv()
 
 
-def _act(
-    connection: Connection, env_config: EnvConfig, recipe: ActorRecipe, weights: dict[str, Tensor]
-) -> None:
+class SharedWeights:
+    """A state dict in one block of shared memory, which another process gets as a single file descriptor."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        """Take a copy."""
+        self._places: list[tuple[str, int, torch.dtype, torch.Size]] = []
+        end = 0
+        for name, value in weights.items():
+            self._places.append((name, end, value.dtype, value.shape))
+            end += -(-value.nbytes // _ALIGNMENT) * _ALIGNMENT
+        self._memory = torch.empty(end, dtype=torch.uint8).share_memory_()
+        self.write(weights)
+
+    def write(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy other weights of the same policy into it."""
+        for name, value in self.tensors().items():
+            value.copy_(weights[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state dict, in the shared memory."""
+        return {
+            name: self._memory[begin : begin + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+            for name, begin, dtype, shape in self._places
+        }
+
+
+def _act(connection: Connection, env_config: EnvConfig, recipe: ActorRecipe, weights: SharedWeights) -> None:
     """What a worker process with a policy does."""
     register_third_party_plugins()  # The policy's adapter may be one's; the config's module need not know it.
-    actor = recipe.build(weights)
-    serve(connection, env_config, actor, lambda: actor.policy.load_state_dict(weights))
+    actor = recipe.build(weights.tensors())
+    serve(connection, env_config, actor, lambda: actor.policy.load_state_dict(weights.tensors()))
 
 
 def serve(
@@ -319,20 +345,19 @@ class ProcessEngine(RolloutEngine[ProcessWorker]):
             device: On which they act; None for the actor's.
         """
         policy = actor.policy
-        self._shared = {k: v.detach().cpu().clone().share_memory_() for k, v in policy.state_dict().items()}
+        self._shared = SharedWeights(policy.state_dict())
         # With its number: where a launcher has given each of its processes a GPU, `cuda` is that one there
         # and the first one in a process of theirs.
         recipe = ActorRecipe.of(actor, device or str(next(policy.parameters()).device))
 
         def worker() -> ProcessWorker:
-            return ProcessWorker(_act, env_config, recipe, self._shared)
+            return ProcessWorker(_act, env_config, recipe, self._shared, device=str(recipe.config.device))
 
         super().__init__([worker() for _ in range(n_workers)], wait_for_processes, worker, timeout_s)
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
         """Write the weights to shared memory once, and tell every worker."""
-        for key, value in policy.state_dict().items():
-            self._shared[key].copy_(value)
+        self._shared.write(policy.state_dict())
         super().load_weights(policy)
 
     def close(self) -> None:
@@ -375,18 +400,3 @@ def wait_for_processes[W: ProcessWorker](workers: Iterable[W], timeout_s: float)
     workers = list(workers)
     ready = wait([worker.connection for worker in workers], min(timeout_s, _A_DAY_S))
     return [worker for worker in workers if worker.connection in ready]
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes that are started meanwhile."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from lerobot_smoothvla.envs.assets import prepare_libero
 from lerobot_smoothvla.episode import Episode
+from lerobot_smoothvla.processes import ONE_THREAD
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutError, RolloutRequest
-from lerobot_smoothvla.rollout.local import ONE_THREAD, ActorRecipe, Simulators, rollout
+from lerobot_smoothvla.rollout.local import ActorRecipe, Simulators, rollout
 
 _PLACED_WITHIN_S = 120.0
 """How long the loss of an actor may hold a run up, where the cluster has no other core for it."""
