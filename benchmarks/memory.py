@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py
 
-Each worker rolls out one short episode in every task, so that it has as many simulators as it keeps at once. PSS
-counts what processes share in equal parts; private is what ending a worker would free.
+Each worker rolls out one short episode in every task, so that it has as many simulators as it keeps at once.
+PSS counts what processes share in equal parts; private is what ending a worker would free.
 """
 
 import argparse
