@@ -93,8 +93,8 @@ class Size:
     demonstrations: int = 16
     sft_steps: int = 2400
     iterations: int = 5
-    n_groups: int = 8
-    group_size: int = 8
+    n_groups: int = 16
+    group_size: int = 4
     seeds: tuple[int, ...] = (1, 2, 3)
     episodes: int = 8
     unseen_episodes: int = 7
