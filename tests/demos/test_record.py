@@ -220,7 +220,7 @@ def test_metaworlds_attempts_differ_in_their_seeds_which_no_evaluation_takes():
 
 
 def test_a_speed_that_metaworlds_experts_do_not_have_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="settings of LIBERO's expert, got 0.5 and 0.0"):
+    with pytest.raises(ValueError, match="settings of LIBERO's expert, got 0.5, 0.0 and 0.0"):
         record(a_config(tmp_path / "dataset", env=MetaworldEnv(task="reach-v3"), speed=0.5))
     assert not any(tmp_path.iterdir())
 

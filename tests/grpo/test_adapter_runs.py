@@ -14,13 +14,7 @@ TYPES = {"smolvla": 0.12, "pi0": 0.12, "pi05": 0.12, "diffusion-ddim": 0.06, "mu
 SHORT = (*RUN, "--wandb.enable=false", "--algorithm.lr=1e-3")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in ("smolvla", "diffusion-ddim") else [pytest.mark.slow])
-        for name in TYPES
-    ],
-)
+@pytest.mark.parametrize("name", TYPES)
 def test_killed_and_resumed_it_learns_in_both_updates_and_stays_of_its_type(name: str, tmp_path: Path):
     POLICIES[name](tmp_path / "warm_start")
     output = tmp_path / "run"

@@ -49,6 +49,5 @@ def test_killed_and_resumed_it_ends_with_the_same_adapter_on_the_same_base(
     assert adapter["base_model_name_or_path"] == str(warm_start)
 
 
-@pytest.mark.slow
 def test_stock_lerobot_eval_runs_the_checkpoint(uninterrupted: Path, tmp_path: Path):
     assert "pc_success" in evaluate_in_stock_lerobot(uninterrupted, tmp_path / "eval")
