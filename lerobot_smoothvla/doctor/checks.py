@@ -120,14 +120,26 @@ class Run:
     n_workers: int
 
 
-def versions(found: Mapping[str, str | None]) -> Check:
-    """Installed packages by name, None for what is missing."""
+def versions(found: Mapping[str, str | None], uncompiled: Sequence[str] = ()) -> Check:
+    """What is installed.
+
+    Args:
+        found: Versions of packages by name, None for what is missing.
+        uncompiled: Those of which every process compiles the modules anew.
+    """
     listed = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
     advice = ""
     if not SpecifierSet(LEROBOT).contains(str(found["lerobot"]), prereleases=True):
         advice = f"This package works with lerobot{LEROBOT}: pip install 'lerobot{LEROBOT}'."
     elif missing := [name for name, version in found.items() if version is None]:
         advice = f"Install {', '.join(missing)}: pip install '{DISTRIBUTION}[libero]'."
+    if not advice and uncompiled:
+        listed += f"; {', '.join(uncompiled)} without compiled modules"
+        advice = (
+            "Every process takes some ten seconds more to start: python -m compileall -q "
+            "$(python -c 'import site; print(site.getsitepackages()[0])')"
+        )
+        return Check("versions", "warn", listed, advice, dict(found))
     return Check("versions", "fail" if advice else "ok", listed, advice, dict(found))
 
 

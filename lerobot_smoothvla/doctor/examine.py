@@ -108,7 +108,8 @@ def _starts(config: DoctorConfig) -> list[Start]:
 def _examine(config: DoctorConfig, simulator: list[Check], starts: list[Start] | None) -> Iterator[Check]:
     available, total = measure.machine_bytes()
     packages = _PACKAGES + (_LIBERO_PACKAGES if isinstance(config.env, LiberoEnvConfig) else ())
-    yield checks.versions({"python": python_version(), **measure.installed(packages)})
+    versions = {"python": python_version(), **measure.installed(packages)}
+    yield checks.versions(versions, measure.uncompiled(("torch", "transformers")))
     yield checks.machine(
         device=config.policy.device,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -5,6 +5,7 @@ Dims: N chunks, H steps a chunk, R ratio terms a chunk. Units: s, bytes.
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import math
 import multiprocessing
 import time
@@ -41,6 +42,15 @@ def installed(names: Sequence[str]) -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def uncompiled(names: Sequence[str]) -> list[str]:
+    """Those of the installed packages that have no bytecode, as uv leaves them.
+
+    Python writes it on first import, unless PYTHONDONTWRITEBYTECODE forbids it, as it often does in containers.
+    """
+    specs = {name: importlib.util.find_spec(name) for name in names}
+    return [name for name, spec in specs.items() if spec and spec.cached and not Path(spec.cached).exists()]
 
 
 def discovered_plugins() -> list[str]:

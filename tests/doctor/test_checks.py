@@ -48,6 +48,12 @@ def test_versions(change: dict[str, str | None], verdict: str, advice: str):
     assert "torch 2.11.0" in check.finding
 
 
+def test_packages_that_every_process_compiles_anew_are_named():
+    check = checks.versions(VERSIONS, ["transformers"])
+    assert check.verdict == "warn" and "transformers without compiled modules" in check.finding
+    assert "compileall" in check.advice
+
+
 @pytest.mark.parametrize(
     ("change", "advice"),
     [

@@ -1,5 +1,7 @@
 """What is measured of small random policies, without a simulator."""
 
+import py_compile
+
 import pytest
 import torch
 from episodes import sampled_episode
@@ -12,6 +14,16 @@ from lerobot_smoothvla.rollout.engine import Actor
 @pytest.fixture(scope="module", params=["smoothvla", "smolvla"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def test_a_package_without_bytecode_is_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "__init__.py").touch()
+    (tmp_path / "with_it").mkdir()
+    (tmp_path / "with_it" / "__init__.py").touch()
+    py_compile.compile(str(tmp_path / "with_it" / "__init__.py"))
+    assert measure.uncompiled(["without", "with_it", "no_such_package"]) == ["without"]
 
 
 def test_what_is_not_installed_has_no_version():
