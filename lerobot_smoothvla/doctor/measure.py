@@ -47,7 +47,7 @@ def installed(names: Sequence[str]) -> dict[str, str | None]:
 def uncompiled(names: Sequence[str]) -> list[str]:
     """Those of the installed packages that have no bytecode, as uv leaves them.
 
-    Python writes it on first import, unless PYTHONDONTWRITEBYTECODE forbids it, as it often does in containers.
+    Python writes it on first import, unless PYTHONDONTWRITEBYTECODE forbids it, as in many containers.
     """
     specs = {name: importlib.util.find_spec(name) for name in names}
     return [name for name, spec in specs.items() if spec and spec.cached and not Path(spec.cached).exists()]
