@@ -22,6 +22,7 @@ from robosuite.utils.observables import sensor
 
 from lerobot_smoothvla.envs.chunked import ChunkedEnv, Observation, Picture, to_lerobot
 from lerobot_smoothvla.envs.init_states import arrays_only
+from lerobot_smoothvla.envs.robosuite_render import render_what_shows
 from lerobot_smoothvla.envs.robosuite_step import quicken
 from lerobot_smoothvla.envs.scene import Scene
 from lerobot_smoothvla.envs.shift import Shift
@@ -137,6 +138,7 @@ class ChunkedLiberoEnv(LiberoEnv, ChunkedEnv):
             del observables[name]
         self._camera_sensors = {name: observables[name]._sensor for name in self.camera_name}
         quicken(simulator)
+        render_what_shows(simulator)
         arm = [joint for robot in simulator.robots for joint in robot.robot_joints]
         self._scene = Scene(simulator.sim.model._model, simulator.sim.data._data, arm)
 
