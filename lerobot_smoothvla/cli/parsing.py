@@ -1,10 +1,11 @@
 """A command line as its config: LeRobot's parser, whose objections become one paragraph."""
 
 import io
+import json
 import logging
 import sys
 from argparse import ArgumentError
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 
 import yaml
 from draccus.utils import DecodingError, ParsingError
@@ -34,6 +35,7 @@ def parse[Config](config_class: type[Config]) -> Config:
     register_third_party_plugins()  # This package's policy is one of them.
     # No command decodes videos of a dataset; where torchcodec finds no FFmpeg, LeRobot prints pages about it.
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)
+    sys.argv[1:] = map(_readable_with_any_file, sys.argv[1:])
     stderr = io.StringIO()
     try:
         with redirect_stderr(stderr):
@@ -53,3 +55,16 @@ def parse[Config](config_class: type[Config]) -> Config:
     sys.stderr.write(stderr.getvalue())
     require_no_token_in_config(config)
     return config
+
+
+def _readable_with_any_file(argument: str) -> str:
+    """The same flag with a list or mapping as JSON, which is YAML, too.
+
+    Beside a config file in JSON, draccus reads flags as JSON: `[vision,vlm]` would be a text, and its letters a
+    tuple.
+    """
+    name, _, value = argument.partition("=")
+    if name.startswith("--") and value.startswith(("[", "{")):
+        with suppress(yaml.YAMLError, TypeError):
+            return f"{name}={json.dumps(yaml.safe_load(value))}"
+    return argument
