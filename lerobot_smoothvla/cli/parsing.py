@@ -60,8 +60,7 @@ def parse[Config](config_class: type[Config]) -> Config:
 def _readable_with_any_file(argument: str) -> str:
     """The same flag with a list or mapping as JSON, which is YAML, too.
 
-    Beside a config file in JSON, draccus reads flags as JSON: `[vision,vlm]` would be a text, and its letters a
-    tuple.
+    Beside a config in JSON, draccus reads flags as JSON: `[vision,vlm]` would be a text, its letters a tuple.
     """
     name, _, value = argument.partition("=")
     if name.startswith("--") and value.startswith(("[", "{")):

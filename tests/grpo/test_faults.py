@@ -90,11 +90,13 @@ def test_a_resumed_run_keeps_its_settings_but_where_and_how_long(uninterrupted, 
     output = tmp_path / "run"
     shutil.copytree(uninterrupted, output, symlinks=True)
     log = output.with_suffix(".0.log")
-    run = start_run(output, "--resume=true", "--steps=3", "--algorithm.lr=0.5", "--policy.n_action_steps=2")
+    changes = ("--algorithm.lr=0.5", "--algorithm.freeze=[vision,vlm]", "--policy.n_action_steps=2")
+    run = start_run(output, "--resume=true", "--steps=3", *changes)
     run.process.join(300)
     assert run.process.exitcode == 2
     said = log.read_text()
     assert "--algorithm.lr=0.0001 there, 0.5 here" in said and "--policy.n_action_steps=" in said
+    assert "--algorithm.freeze=[] there, ['vision', 'vlm'] here" in said
     assert "--steps" not in said.partition("error:")[2] and "and a new --output_dir" in said
     finish(start_run(output, "--resume=true", "--steps=3", "--save_freq=3"))
     assert (
