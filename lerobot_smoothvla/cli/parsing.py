@@ -64,6 +64,6 @@ def _readable_with_any_file(argument: str) -> str:
     """
     name, _, value = argument.partition("=")
     if name.startswith("--") and value.startswith(("[", "{")):
-        with suppress(yaml.YAMLError, TypeError):
+        with suppress(yaml.YAMLError, TypeError, ValueError, RecursionError):  # Draccus says what is wrong.
             return f"{name}={json.dumps(yaml.safe_load(value))}"
     return argument
