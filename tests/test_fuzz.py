@@ -38,8 +38,6 @@ from lerobot_smoothvla.report.score import ScoreConfig, ScoreDatasetConfig, scor
 from lerobot_smoothvla.report.signal import PositionConfig
 from lerobot_smoothvla.rollout.configuration import RolloutConfig
 
-pytestmark = pytest.mark.slow
-
 EXPECTED = (ValueError, OSError, ImportError)
 
 
