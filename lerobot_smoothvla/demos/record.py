@@ -36,7 +36,7 @@ from lerobot_smoothvla.envs.tasks import (
     selected_tasks,
 )
 from lerobot_smoothvla.episode import Start
-from lerobot_smoothvla.processes import ONE_THREAD, worker_context
+from lerobot_smoothvla.processes import ONE_THREAD, in_environment, worker_context
 from lerobot_smoothvla.rollout.local import Simulators
 from lerobot_smoothvla.settings import differences, settings_of
 
@@ -285,7 +285,9 @@ def _run(config: DemosConfig, planned: Sequence[Attempt]) -> None:
     missing = [attempt for attempt in planned if not attempt.finished]
     os.environ.update(_WORKER_ENVIRONMENT)
     with (
-        ProcessPoolExecutor(config.n_workers, worker_context(), _end_with_parent) as pool,
+        ProcessPoolExecutor(
+            config.n_workers, worker_context(), in_environment, (dict(os.environ), _end_with_parent)
+        ) as pool,
         tqdm(total=len(planned), initial=len(planned) - len(missing), unit="episode") as progress,
     ):
         futures = [pool.submit(_record_attempt, config, attempt) for attempt in missing]

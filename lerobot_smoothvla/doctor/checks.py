@@ -128,19 +128,21 @@ def versions(found: Mapping[str, str | None], uncompiled: Sequence[str] = ()) ->
         uncompiled: Those of which every process compiles the modules anew.
     """
     listed = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
-    advice = ""
+    verdict: Verdict = "fail"
     if not SpecifierSet(LEROBOT).contains(str(found["lerobot"]), prereleases=True):
         advice = f"This package works with lerobot{LEROBOT}: pip install 'lerobot{LEROBOT}'."
     elif missing := [name for name, version in found.items() if version is None]:
         advice = f"Install {', '.join(missing)}: pip install '{DISTRIBUTION}[libero]'."
-    if not advice and uncompiled:
+    elif uncompiled:
+        verdict = "warn"
         listed += f"; {', '.join(uncompiled)} without compiled modules"
         advice = (
             "Every process takes some ten seconds more to start: python -m compileall -q "
             "$(python -c 'import site; print(site.getsitepackages()[0])')"
         )
-        return Check("versions", "warn", listed, advice, dict(found))
-    return Check("versions", "fail" if advice else "ok", listed, advice, dict(found))
+    else:
+        verdict, advice = "ok", ""
+    return Check("versions", verdict, listed, advice, dict(found))
 
 
 def machine(device: str, gpu: str | None, n_cores: int, n_threads: int, n_workers: int, load: float) -> Check:

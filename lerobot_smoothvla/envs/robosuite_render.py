@@ -93,7 +93,8 @@ def render_what_shows(env: OffScreenRenderEnv) -> None:
     whole = context.render
 
     def render(width: int, height: int, camera_id: int | None = None, segmentation: bool = False) -> None:
-        if segmentation or camera_id in (None, -1):
+        too_large = width > context.con.offWidth or height > context.con.offHeight  # Robosuite makes room.
+        if too_large or segmentation or camera_id in (None, -1):
             whole(width, height, camera_id, segmentation)
             return
         context.cam.type, context.cam.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera_id

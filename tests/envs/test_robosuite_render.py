@@ -88,3 +88,18 @@ def test_images_keep_every_bit_and_much_is_left_out(suite):
     finally:
         env.close()
     assert min(shares) > 0.05 and max(shares) > 0.5
+
+
+def test_an_image_may_be_larger_than_the_context_was_made_for():
+    from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv
+
+    config = LiberoEnvConfig(task="libero_object", observation_height=64, observation_width=64)
+    env = ChunkedLiberoEnv(config, "libero_object", 0)
+    try:
+        env.reset_to(Start("libero_object", 0, 0, 0))
+        env._enter_gl_context()
+        images = [env._env.sim.render(camera_name="agentview", width=700, height=700) for _ in range(2)]
+    finally:
+        env.close()
+    np.testing.assert_array_equal(*images)
+    assert images[0][600:].std() > 10  # All of it shows something.
