@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lerobot_smoothvla.locking import sole_writer
 from lerobot_smoothvla.stages import LAST, Stage, grpo_stage, libero_flags, program, run_stages, sft_stage
 
 
@@ -95,8 +96,10 @@ def run(config: DemoConfig) -> Path:
 
     Raises:
         ChildProcessError: If a stage fails; its own message is above it.
+        OSError: If the directory cannot be written to, or another process does.
     """
-    minutes = run_stages(lambda: stages(config), config.output_dir)
+    with sole_writer(config.output_dir, "--output_dir"):
+        minutes = run_stages(lambda: stages(config), config.output_dir)
     info = json.loads((config.output_dir / "evaluation" / "eval_info.json").read_text())
     summary = config.output_dir / "summary.json"
     summary.write_text(json.dumps(summarise(info, minutes), indent=2) + "\n")

@@ -38,6 +38,7 @@ LAYERS = {
     "dataset_loading": 2,
     "processes": 2,
     "provenance": 2,
+    "locking": 2,
     "settings": 2,
     "interruption": 2,
     "rollout.configuration": 2,

@@ -2,7 +2,8 @@
 
 import logging
 import sys
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from lerobot.utils.utils import init_logging
 from lerobot_smoothvla.checkpoint_loading import actor_config_from_cli, load_actor, load_actor_config
 from lerobot_smoothvla.cli.parsing import parse
 from lerobot_smoothvla.envs.tasks import require_init_states, require_usable, selected_tasks
+from lerobot_smoothvla.episode import Task
 from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
-from lerobot_smoothvla.grpo.ranks import launched
+from lerobot_smoothvla.grpo.ranks import Ranks, launched
 from lerobot_smoothvla.grpo.trainer import GRPOTrainer
 from lerobot_smoothvla.hub.runs import push_saved, push_trained, pushes, require_hub
+from lerobot_smoothvla.locking import sole_writer
 from lerobot_smoothvla.provenance import record
 from lerobot_smoothvla.rollout.local import make_engine
 from lerobot_smoothvla.selectors import flag_value
@@ -52,6 +55,16 @@ def run(config: GRPOPipelineConfig) -> None:
             f"{config.algorithm.n_groups}; raise --algorithm.n_groups or launch fewer processes."
         )
     ranks.gather(None)  # Nobody writes before all have looked at what is there.
+    with sole_writer(config.output_dir, "--output_dir") if ranks.first else nullcontext():
+        saved = _train(config, tasks, ranks)
+    logging.info("Last checkpoint: %s", saved / "pretrained_model")
+    if pushing:
+        push_trained(config)
+
+
+def _train(config: GRPOPipelineConfig, tasks: Sequence[Task], ranks: Ranks) -> Path:
+    """The run itself; returns its last checkpoint."""
+    assert config.policy is not None and config.policy.pretrained_path and config.output_dir is not None
     actor = load_actor(config.policy, config.peft, config.seed or 0)
     algorithm = GRPOAlgorithm(actor, config.algorithm, ranks)
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0
@@ -59,10 +72,7 @@ def run(config: GRPOPipelineConfig) -> None:
         trainer = GRPOTrainer(config, algorithm, engine, tasks, iteration, partial(push_saved, config))
         if ranks.first:
             record(config.output_dir, steps=config.steps)
-        saved = trainer.train()
-    logging.info("Last checkpoint: %s", saved / "pretrained_model")
-    if pushing:
-        push_trained(config)
+        return trainer.train()
 
 
 def main() -> None:

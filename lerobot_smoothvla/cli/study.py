@@ -3,6 +3,7 @@
 from functools import partial
 
 from lerobot_smoothvla.cli.parsing import parse
+from lerobot_smoothvla.locking import sole_writer
 from lerobot_smoothvla.stages import run_stages
 from lerobot_smoothvla.study.evaluate import evaluate_missing
 from lerobot_smoothvla.study.page import write_study_page
@@ -12,11 +13,12 @@ from lerobot_smoothvla.study.results import write_results
 
 def run(config: StudyConfig) -> None:
     """Run what is missing, and sum up."""
-    for seed in config.plan.seeds:  # So that a study that is stopped early has whole comparisons.
-        run_stages(partial(stages, config, [seed]), config.directory, n_beside=config.n_workers)
-        evaluate_missing(config, seed)
-        table = write_results(config)
-        page = write_study_page(config)
+    with sole_writer(config.directory, "--output_dir"):
+        for seed in config.plan.seeds:  # So that a study that is stopped early has whole comparisons.
+            run_stages(partial(stages, config, [seed]), config.directory, n_beside=config.n_workers)
+            evaluate_missing(config, seed)
+            table = write_results(config)
+            page = write_study_page(config)
     print(f"\n{table.read_text()}\nWritten to {table.parent}; {page.name} is the whole of it.")
 
 

@@ -36,6 +36,7 @@ from lerobot_smoothvla.envs.tasks import (
     selected_tasks,
 )
 from lerobot_smoothvla.episode import Start
+from lerobot_smoothvla.locking import LOCK, sole_writer
 from lerobot_smoothvla.processes import ONE_THREAD, in_environment, worker_context
 from lerobot_smoothvla.rollout.local import Simulators
 from lerobot_smoothvla.settings import differences, settings_of
@@ -206,8 +207,15 @@ def record(config: DemosConfig) -> Path:
         _require_same_settings(config, root, SUMMARY)
         shutil.rmtree(partial, ignore_errors=True)
         return root
-    _prepare(config, partial)
-    _run(config, planned)
+    with sole_writer(partial, "--dataset.root"):
+        _require_same_command(config, partial)
+        _run(config, planned)
+        return _join(config, planned, partial)
+
+
+def _join(config: DemosConfig, planned: Sequence[Attempt], partial: Path) -> Path:
+    """What was kept, as one dataset in its place; the unfinished one goes."""
+    root = config.dataset.directory
     kept = [attempt.directory for attempt in planned if attempt.directory.exists()]
     if not kept:
         raise ValueError(f"All {len(planned)} attempts failed; try --noise_share=0 or a lower --speed.")
@@ -249,20 +257,14 @@ def _require_same_settings(config: DemosConfig, directory: Path, file: Path) -> 
         )
 
 
-def _prepare(config: DemosConfig, partial: Path) -> None:
-    """Make the directory of the unfinished dataset, or check that it is of the same command."""
+def _require_same_command(config: DemosConfig, partial: Path) -> None:
+    """Check that an unfinished dataset is of the same command, or say that it is."""
     file = Path("settings.json")
-    if partial.exists():
+    if {path.name for path in partial.iterdir()} - {LOCK}:
         _require_same_settings(config, partial, file)
-        return
-    try:
-        (partial / "episodes").mkdir(parents=True)
+    else:
         (partial / file).write_text(json.dumps({"settings": _settings(config)}))
-    except OSError as error:
-        raise OSError(
-            f"The dataset cannot be written to {partial.parent} ({error.strerror}); "
-            "choose another --dataset.root."
-        ) from error
+    (partial / "episodes").mkdir(exist_ok=True)
 
 
 def _count(planned: Sequence[Attempt], init_states: bool) -> dict[str, dict[str, Any]]:

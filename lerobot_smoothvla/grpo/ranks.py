@@ -55,12 +55,31 @@ class Ranks:
             tensor.copy_(on_device)
 
 
+_SPLITTING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""What splits a policy's weights, by the variable with which `accelerate launch` asks for it."""
+
+
 def launched(device: str | None) -> Ranks:
     """The ranks that a launcher started this process among, by the variables that it sets; else alone.
 
     Args:
         device: Of the policy; its GPU is chosen by the launcher's `LOCAL_RANK`.
+
+    Raises:
+        ValueError: If the launcher is told to split the weights.
     """
+    for variable, name in _SPLITTING.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ValueError(
+                f"`accelerate launch` is told to use {name}, which splits the weights of a policy, but every "
+                "process acts in rollouts with all of them. Launch without it (--multi_gpu); where a policy "
+                "does not fit, train an adapter (--peft.method_type=LORA) or freeze parts "
+                "(--algorithm.freeze=[vision,vlm])."
+            )
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
     state = PartialState(cpu=device == "cpu")

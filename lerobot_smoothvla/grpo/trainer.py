@@ -111,9 +111,6 @@ class GRPOTrainer:
             tasks: To learn.
             iteration: Iterations done; lines of a later one that was not checkpointed leave the log.
             after_save: Told of every checkpoint, in the first process.
-
-        Raises:
-            OSError: If the output directory cannot be written to.
         """
         self.config = config
         self.algorithm = algorithm
@@ -124,13 +121,6 @@ class GRPOTrainer:
         self._after_save = after_save
         assert config.output_dir is not None
         self._log = config.output_dir / METRICS
-        try:
-            config.output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                f"The output directory {config.output_dir} cannot be made ({error.strerror}); "
-                "choose another --output_dir."
-            ) from error
         if self.ranks.first:
             _keep_lines(self._log, iteration)
         self._saved = iteration if config.resume else -1

@@ -29,6 +29,7 @@ from lerobot_smoothvla.demos.record import (
 from lerobot_smoothvla.envs.chunked import ChunkedEnv
 from lerobot_smoothvla.envs.tasks import chunked_env
 from lerobot_smoothvla.episode import Start
+from lerobot_smoothvla.locking import sole_writer
 
 TASK = Start("libero_object", 5, 0, 0)
 FLAGS = [
@@ -273,9 +274,10 @@ def test_a_directory_of_somebody_else_is_not_touched(tmp_path):
 
 
 def test_a_stopped_run_of_other_settings_is_not_gone_on_with(tmp_path):
-    from lerobot_smoothvla.demos.record import _prepare
+    from lerobot_smoothvla.demos.record import _require_same_command
 
-    _prepare(a_config(tmp_path / "dataset"), tmp_path / "dataset.partial")
+    (tmp_path / "dataset.partial").mkdir()
+    _require_same_command(a_config(tmp_path / "dataset"), tmp_path / "dataset.partial")
     with pytest.raises(FileExistsError, match=r"--noise_std=0.15 there, 0.2 here"):
         record(a_config(tmp_path / "dataset", noise_std=0.2))
 
@@ -284,3 +286,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_a_simulator_starts(tmp
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written to.*choose another --dataset.root"):
         record(a_config(tmp_path / "file" / "dataset"))
+
+
+def test_a_dataset_that_another_process_records_is_left_to_it(tmp_path):
+    partial = tmp_path / "dataset.partial"
+    with (
+        sole_writer(partial, "--dataset.root"),
+        pytest.raises(BlockingIOError, match="Another process writes to .*choose another --dataset.root"),
+    ):
+        record(a_config(tmp_path / "dataset"))
+    assert [path.name for path in partial.iterdir()] == [".lock"]

@@ -62,6 +62,21 @@ def test_a_run_that_is_asked_to_end_saves_what_it_has_done_and_goes_on_as_if_it_
     assert same_state(uninterrupted, output)
 
 
+def test_a_run_that_is_under_way_is_not_resumed_by_another_process(warm_start, tmp_path):
+    output = tmp_path / "run"
+    run = start_run(output, f"--policy.path={warm_start}", *SETTINGS, "--steps=1000")
+    wait_for_lines(output, 1, run)
+    second = start_run(output, "--resume=true", rank=1)
+    second.process.join(120)
+    assert second.process.exitcode == 2
+    assert f"Another process writes to '{output}'." in second.log.read_text()
+
+    assert run.process.is_alive()
+    run.process.terminate()
+    run.process.join(30)
+    assert [line["iteration"] for line in log_of(output)] == list(range(1, len(log_of(output)) + 1))
+
+
 def test_a_second_ctrl_c_ends_it_at_once_and_leaves_nothing_running(warm_start, tmp_path):
     output = tmp_path / "run"
     command = [sys.executable, "-m", "lerobot_smoothvla.cli.main", "grpo", f"--policy.path={warm_start}"]

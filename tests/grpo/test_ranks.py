@@ -1,6 +1,8 @@
 """Two processes learn what one does; they are started as a launcher starts them, on real LIBERO."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,13 @@ def test_shares_are_whole_and_follow_one_another(size):
     tensor = torch.ones(2)
     Ranks().sum([tensor])
     assert tensor.tolist() == [1, 1] and Ranks().gather("x") == ["x"]
+
+
+def test_a_launcher_that_is_told_to_split_the_weights_is_refused(tmp_path):
+    config = "--use_fsdp --fsdp_version=2 --num_processes=2 --num_machines=1 --mixed_precision=no"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *config.split()]
+    program = tmp_path / "program.py"
+    program.write_text("from lerobot_smoothvla.grpo.ranks import launched\nlaunched('cpu')\n")
+    result = subprocess.run([*launch, str(program)], capture_output=True, text=True, timeout=300)
+    assert result.returncode != 0
+    assert "told to use FSDP" in result.stderr and "--multi_gpu" in result.stderr
