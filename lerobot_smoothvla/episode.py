@@ -65,6 +65,11 @@ class Embodiment:
     grippers: tuple[int, ...] = (-1,)
     commands: Commands = "displacement"
 
+    @property
+    def jerk_order(self) -> int:
+        """How often an action is differenced for a jerk."""
+        return 2 if self.commands == "displacement" else 3
+
 
 def arm_dimensions(n_actions: int, grippers: Sequence[int]) -> list[int]:
     """Indices of the action dimensions that are no gripper's."""

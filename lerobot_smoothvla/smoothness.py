@@ -94,6 +94,22 @@ def jerk_rms(positions: Tensor, dt: float, moving_speed: float | None = None) ->
     return _rms(jerk(positions, dt), _counted(positions, dt, moving_speed))
 
 
+def commanded_jerk_rms(actions: Tensor, executed: Tensor, order: int) -> Tensor:
+    """Root mean square of the jerk that chunks of actions ask for, up to the unit and the control period.
+
+    Args:
+        actions: (..., order + n, A), of each chunk the `order` actions before it and n of its own.
+        executed: (...) how many of its own count, at least one.
+        order: How often an action is differenced for a jerk: 3 where it is a position, 2 a displacement.
+
+    Returns:
+        (...) √(mean over the executed steps of ‖Δ^order a‖²), in the unit of actions.
+    """
+    squares = actions.diff(n=order, dim=-2).square().sum(-1)
+    counted = torch.arange(squares.shape[-1]) < executed[..., None]
+    return ((squares * counted).sum(-1) / executed).sqrt()
+
+
 def boundary_and_interior_jerk_rms(
     positions: Tensor, dt: float, executed: Tensor, moving_speed: float | None = None
 ) -> tuple[Tensor, Tensor]:

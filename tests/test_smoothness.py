@@ -14,6 +14,7 @@ from lerobot_smoothvla.smoothness import (
     acceleration,
     boundary_and_interior_jerk_rms,
     chunk_jerk_rms,
+    commanded_jerk_rms,
     extent,
     jerk,
     jerk_rms,
@@ -350,3 +351,13 @@ def test_executed_steps_that_do_not_add_up_are_rejected():
     for function in (boundary_and_interior_jerk_rms, chunk_jerk_rms):
         with pytest.raises(ValueError, match="should sum to the 24 control steps .* got 32"):
             function(torch.zeros(25, 3), DT, torch.tensor([16, 16]))
+
+
+def test_the_jerk_that_actions_ask_for_is_that_of_the_path_they_ask_for():
+    positions = random_walk(3, 4, 13, 3)
+    executed = torch.tensor([9, 5, 1, 3])
+    asked = commanded_jerk_rms(positions[:, :12], executed, 3)
+    for path, n, rms in zip(positions, executed.tolist(), asked, strict=True):
+        assert rms.item() * DT**-3 == pytest.approx(jerk_rms(path[: n + 3], DT).item())
+    # Displacements are the differences of positions.
+    torch.testing.assert_close(commanded_jerk_rms(positions[:, :12].diff(dim=1), executed, 2), asked)

@@ -72,7 +72,9 @@ class GRPOConfig(RLAlgorithmConfig):
         negative_weight: Weight of negative advantages in [0, 1].
         kl_weight: Weight of the divergence from the policy that sampled.
         advantage: `separate` normalises success and smoothness apart, `joint` their total; `chunkwise` is
-            `separate` with the smoothness of each chunk, not of its episode.
+            `separate` with the smoothness of each chunk, not of its episode; `counterfactual` with that of
+            each chunk against others that the policy draws for what it saw.
+        n_draws: Of those others, for each chunk of a success.
         std_floor: Added to every standard deviation that normalises.
         reward: The jerk reward; its λ is 0 for success alone.
     """
@@ -103,6 +105,7 @@ class GRPOConfig(RLAlgorithmConfig):
     negative_weight: float = 0.25
     kl_weight: float = 0.0
     advantage: AdvantageMode = "separate"
+    n_draws: int = 7
     std_floor: float = 0.1
     reward: JerkRewardConfig = field(default_factory=JerkRewardConfig)
 
@@ -133,7 +136,7 @@ class GRPOConfig(RLAlgorithmConfig):
             raise ValueError(
                 f"`init_states` should be [first, end) with 0 <= first < end, got {first}, {end}."
             )
-        at_least_one = ("n_pairs", "n_groups", "epochs", "minibatch_size", "microbatch_size")
+        at_least_one = ("n_pairs", "n_groups", "epochs", "minibatch_size", "microbatch_size", "n_draws")
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` should be at least 1, got {getattr(self, name)}.")

@@ -10,13 +10,16 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-AdvantageMode = Literal["joint", "separate", "chunkwise"]
+AdvantageMode = Literal["joint", "separate", "chunkwise", "counterfactual"]
 NegativeSide = Literal["clip", "quadratic"]
 
 # exp(20) squared is still finite in float32.
 _MAX_LOG_RATIO = 20.0
-# Reach, grasp, lift, carry, lower, release.
-_PHASES = 6
+_PHASES: dict[AdvantageMode, int] = {
+    "chunkwise": 6,  # Reach, grasp, lift, carry, lower, release.
+    "counterfactual": 1,
+}
+"""Of the movement, within which the smoothness of chunks is compared."""
 
 
 def keep_group(success: Tensor, smoothness_weight: float) -> bool:
@@ -50,19 +53,23 @@ def chunk_advantages(
       S = normalise(smoothness) among the successes and 0 for failures.
     - `chunkwise`: as `separate`, but with S of each chunk by its own smoothness, see `_phase_advantages`.
       Averaged over an episode of 20 chunks, what one of them did is lost in what the others did.
+    - `counterfactual`: the same with one phase, for a smoothness that is already relative to what else the
+      policy draws for what it saw, see `grpo.counterfactual`.
     The floor keeps a group whose rewards hardly differ from full-size advantages.
 
     Args:
         success: (G,) 0 or 1.
         smoothness: (G,) in [0, 1].
         total: (G,) combined reward, used by `joint` only.
-        chunk_smoothness: G of (C_e,) in [0, 1], the smoothness of each chunk.
-        mode: `joint`, `separate` or `chunkwise`.
+        chunk_smoothness: G of (C_e,) in [0, 1], the smoothness of each chunk, or with `counterfactual` how
+            much greater it is than that of others; NaN is neither better nor worse.
+        mode: `joint`, `separate`, `chunkwise` or `counterfactual`.
         smoothness_weight: λ after normalisation, not used by `joint`, as `total` already holds its own.
         std_floor: Added to each std; all rewards are of order one.
 
     Returns:
-        (Σ C_e,) float32, episodes in order. But for `chunkwise` all chunks of an episode have the same.
+        (Σ C_e,) float32, episodes in order. With `joint` and `separate` all chunks of an episode have the
+        same.
 
     Raises:
         ValueError: If `mode` is unknown.
@@ -73,8 +80,8 @@ def chunk_advantages(
     advantages = [by_success[e].repeat(len(chunks)) for e, chunks in enumerate(chunk_smoothness)]
     solved = (success > 0.5).nonzero()[:, 0].tolist()
     if mode != "joint" and solved:
-        if mode == "chunkwise":
-            by_smoothness = _phase_advantages([chunk_smoothness[e] for e in solved], std_floor)
+        if mode in _PHASES:
+            by_smoothness = _phase_advantages([chunk_smoothness[e] for e in solved], _PHASES[mode], std_floor)
         else:
             by_smoothness = list(_normalise(smoothness[solved].float(), std_floor))
         for e, of_episode in zip(solved, by_smoothness, strict=True):
@@ -82,26 +89,27 @@ def chunk_advantages(
     return torch.cat(advantages)
 
 
-def _phase_advantages(smoothness: Sequence[Tensor], std_floor: float) -> list[Tensor]:
+def _phase_advantages(smoothness: Sequence[Tensor], n_phases: int, std_floor: float) -> list[Tensor]:
     """How much smoother each chunk was than the group's others at the same phase of the movement.
 
     A reaching arm, a closing gripper and a carried object have jerks of their own, so a chunk is compared
-    with those of its phase: chunk c of C is in phase ⌊_PHASES·(c + ½) / C⌋.
+    with those of its phase: chunk c of C is in phase ⌊n_phases·(c + ½) / C⌋.
     A_c = (s_c − mean of its phase) / (std of all these differences + std_floor).
 
     Args:
-        smoothness: (C_e,) s of the chunks of each episode, in [0, 1]; NaN where nothing moved: A = 0.
+        smoothness: (C_e,) s of the chunks of each episode; NaN where nothing moved: A = 0.
+        n_phases: Of the movement.
         std_floor: Added to the std; s is of order one.
 
     Returns:
         (C_e,) float32 of each episode.
     """
     lengths = [len(chunks) for chunks in smoothness]
-    phase = torch.cat([((torch.arange(n) + 0.5) * _PHASES / n).long() for n in lengths])
+    phase = torch.cat([((torch.arange(n) + 0.5) * n_phases / n).long() for n in lengths])
     s = torch.cat(list(smoothness)).double()
     there = ~s.isnan()
     s = torch.where(there, s, 0.0)
-    counts, sums = (s.new_zeros(_PHASES).index_add(0, phase, of) for of in (there.double(), s))
+    counts, sums = (s.new_zeros(n_phases).index_add(0, phase, of) for of in (there.double(), s))
     difference = torch.where(there, s - (sums / counts)[phase], 0.0)
     std = (difference.square().sum() / there.sum().clamp(min=1)).sqrt()
     return list((difference / (std + std_floor)).float().split(lengths))

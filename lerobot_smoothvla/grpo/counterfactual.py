@@ -1,0 +1,60 @@
+"""How much smoother each chunk is than those that the policy could as well have drawn where it drew it.
+
+Most of a chunk's jerk is the situation's: a hand that closes, a stroke that ends. What the policy chose is
+told apart by drawing again for what it saw, a group at every look beside the one at the start. Nothing of
+this is executed, so a chunk is judged by the motion that it commands, on from the actions before it.
+
+Dims: C chunks of an episode, n steps at most that are executed of a chunk, A dimensions of the arm, K draws.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lerobot_smoothvla.episode import Episode, arm_dimensions
+from lerobot_smoothvla.rollout.engine import Actor, Sampler
+from lerobot_smoothvla.smoothness import commanded_jerk_rms
+
+
+@torch.no_grad()
+def smoother_than_others(
+    episode: Episode, actor: Actor, sampler: Sampler, n_draws: int, seed: tuple[int, ...]
+) -> Tensor:
+    """Smoothness s of each chunk less the mean of all that were drawn for what the policy saw.
+
+    s = 1 / (1 + J / mean J), J the `commanded_jerk_rms` over the steps that were executed; the means are over
+    the chunk and its K draws.
+
+    Args:
+        episode: With its observations.
+        actor: The policy that acted in it.
+        sampler: How it drew.
+        n_draws: K.
+        seed: Of the draws.
+
+    Returns:
+        (C,) in [−1, 1]; NaN where there are too few actions before, or nothing is commanded.
+    """
+    embodiment, executed = episode.embodiment, episode.executed
+    order = embodiment.jerk_order
+    arm = arm_dimensions(episode.actions.shape[-1], embodiment.grippers)
+    ends = executed.cumsum(0)
+    begun = ends - executed
+    known = begun >= order
+    n = int(executed.max())
+    # The last actions before each chunk, and its own; what is clamped does not count.
+    steps = (begun[:, None] + torch.arange(-order, n)).clamp(0, episode.n_steps - 1)
+    own = episode.actions[steps][..., arm]
+    generator = torch.Generator(actor.policy.config.device)
+    generator.manual_seed(int(np.random.default_rng(seed).integers(2**63)))
+    context = actor.adapter.encode(
+        actor.model_input(episode.observations, [episode.instruction] * len(executed))
+    )
+    jerks = [commanded_jerk_rms(own, executed, order)]
+    for _ in range(n_draws):
+        chunks = sampler.sample(actor.adapter, context, generator, len(executed)).actions
+        drawn = actor.env_actions(chunks)[:, :n, arm]
+        jerks.append(commanded_jerk_rms(torch.cat([own[:, :order], drawn], 1), executed, order))
+    jerk = torch.stack(jerks)
+    s = 1 / (1 + jerk / jerk.mean(0))
+    return torch.where(known, s[0] - s.mean(0), torch.nan)

@@ -1,0 +1,123 @@
+"""How a chunk is compared with what else the policy draws, with real weights that are random."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from builders import TINY_SMOOTHVLA
+from episodes import sampled_episode, sampled_group
+
+from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
+from lerobot_smoothvla.episode import Embodiment, Episode
+from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
+from lerobot_smoothvla.grpo.configuration import GRPOConfig
+from lerobot_smoothvla.grpo.counterfactual import smoother_than_others
+from lerobot_smoothvla.jerk_reward import JerkRewardConfig
+from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
+from lerobot_smoothvla.processor_smoothvla import make_smoothvla_pre_post_processors
+from lerobot_smoothvla.rollout.engine import Actor
+from lerobot_smoothvla.smoothness import commanded_jerk_rms
+
+POLICY = SmoothVLAConfig(**TINY_SMOOTHVLA | {"num_steps": 3})
+
+
+def algorithm(ratio: str = "flow_matching", **settings) -> GRPOAlgorithm:
+    torch.manual_seed(0)
+    actor = Actor(SmoothVLAPolicy(POLICY).eval(), *make_smoothvla_pre_post_processors(POLICY))
+    reward = JerkRewardConfig(weight=2.0)
+    return GRPOAlgorithm(
+        actor, GRPOConfig(advantage="counterfactual", ratio=ratio, reward=reward, group_size=4, **settings)
+    )
+
+
+def compared(grpo: GRPOAlgorithm, episode: Episode, seed: int = 0, n_draws: int = 7) -> torch.Tensor:
+    return smoother_than_others(episode, grpo.actor, grpo.estimator, n_draws, (seed,))
+
+
+@pytest.mark.parametrize(("commands", "n_unknown"), [("displacement", 1), ("position", 2)])
+def test_a_chunk_is_compared_once_there_are_actions_before_it(commands, n_unknown):
+    grpo = algorithm()
+    episode = sampled_episode(grpo.actor, grpo.estimator, 0, [2, 8, 8, 3])
+    episode = replace(episode, embodiment=Embodiment(commands=commands))
+    result = compared(grpo, episode)
+    assert result.isnan().tolist() == [index < n_unknown for index in range(4)]
+    assert result[n_unknown:].abs().max() < 1
+
+
+def test_what_is_executed_decides_and_steps_that_were_not_do_not():
+    grpo = algorithm()
+    episode = sampled_episode(grpo.actor, grpo.estimator, 0, [8, 8, 8])
+    smooth, rough = episode.actions.clone(), episode.actions.clone()
+    smooth[8:16, :-1] = episode.actions[6:8, :-1].mean(0)
+    smooth[6:8] = smooth[8]
+    rough[8:16, :-1] = torch.tensor([3.0, -3.0]).repeat(4)[:, None]
+    assert compared(grpo, replace(episode, actions=smooth))[1] > 0.3
+    assert compared(grpo, replace(episode, actions=rough))[1] < -0.1
+
+    cut = replace(episode, executed=torch.tensor([8, 8, 4]), actions=episode.actions[:20])
+    rough_end = replace(episode, actions=torch.cat([episode.actions[:20], rough[8:12]]))
+    assert compared(grpo, cut)[2] > compared(grpo, rough_end)[2]
+
+
+def test_a_gripper_has_no_part_in_it():
+    grpo = algorithm()
+    episode = sampled_episode(grpo.actor, grpo.estimator, 0, [8, 8, 8])
+    closing = episode.actions.clone()
+    closing[:, -1] = torch.tensor([1.0, -1.0]).repeat(12)
+    torch.testing.assert_close(
+        compared(grpo, replace(episode, actions=closing)), compared(grpo, episode), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("ratio", ["flow_matching", "flow_sde"])
+def test_what_the_policy_drew_itself_is_on_average_no_smoother_than_what_else_it_draws(ratio):
+    grpo = algorithm(ratio)
+    episode = sampled_episode(grpo.actor, grpo.estimator, 1, [8] * 64)
+    d = compared(grpo, episode)[1:]
+    assert abs(d.mean()) < 3 * d.std() / 63**0.5
+    assert d.std() > 0.01
+
+
+def test_the_same_seed_draws_the_same_and_another_one_does_not():
+    grpo = algorithm()
+    episode = sampled_episode(grpo.actor, grpo.estimator, 0, [8, 8, 8])
+    first, again, other = compared(grpo, episode), compared(grpo, episode), compared(grpo, episode, seed=1)
+    assert first[1:].equal(again[1:])
+    assert not first[1:].equal(other[1:])
+
+
+def mean_jerk(grpo: GRPOAlgorithm, episode: Episode) -> float:
+    """Of 16 draws for everything that was seen in an episode."""
+    actor = grpo.actor
+    with torch.no_grad():
+        context = actor.adapter.encode(
+            actor.model_input(episode.observations, [episode.instruction] * len(episode.executed))
+        )
+        generator = torch.Generator().manual_seed(0)
+        n = len(episode.executed)
+        drawn = [
+            actor.env_actions(grpo.estimator.sample(actor.adapter, context, generator, n).actions)
+            for _ in range(16)
+        ]
+    jerks = [commanded_jerk_rms(a[..., :-1], torch.full((n,), a.shape[1] - 2), 2) for a in drawn]
+    return torch.stack(jerks).mean().item()
+
+
+def test_updates_make_commands_smoother_where_all_succeed():
+    loose = {"clip_low": 0.5, "clip_high": 1.0, "negative_weight": 1.0}
+    grpo = algorithm(lr=1e-3, epochs=8, minibatch_size=32, **loose)
+    before = None
+    for _ in range(3):
+        group = sampled_group(grpo.actor, grpo.estimator, (1, 1, 1, 1), lengths=[[8] * 12] * 4)
+        seen = group.episodes[0].episode  # The same observations in each.
+        before = before or mean_jerk(grpo, seen)
+        grpo.update(iter([[group]]))
+    assert mean_jerk(grpo, seen) < 0.85 * before
+
+
+def test_without_weight_on_smoothness_nothing_is_drawn(monkeypatch):
+    grpo = algorithm()
+    grpo.config.reward = JerkRewardConfig(weight=0.0)
+    monkeypatch.setattr("lerobot_smoothvla.grpo.algorithm.smoother_than_others", None)
+    stats = grpo.update(iter([[sampled_group(grpo.actor, grpo.estimator)]]))
+    assert stats.extra["n_chunks"] > 0
