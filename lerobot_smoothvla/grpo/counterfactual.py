@@ -16,14 +16,12 @@ from lerobot_smoothvla.rollout.engine import Actor, Sampler
 from lerobot_smoothvla.smoothness import commanded_jerk_rms
 
 
-@torch.no_grad()
 def smoother_than_others(
     episode: Episode, actor: Actor, sampler: Sampler, n_draws: int, seed: tuple[int, ...]
 ) -> Tensor:
     """Smoothness s of each chunk less the mean of all that were drawn for what the policy saw.
 
-    s = 1 / (1 + J / mean J), J the `commanded_jerk_rms` over the steps that were executed; the means are over
-    the chunk and its K draws.
+    s = 1 / (1 + J / mean J), J as in `commanded_jerks`; the means are over the chunk and its K draws.
 
     Args:
         episode: With its observations.
@@ -35,13 +33,32 @@ def smoother_than_others(
     Returns:
         (C,) in [−1, 1]; NaN where there are too few actions before, or nothing is commanded.
     """
+    jerks = commanded_jerks(episode, actor, sampler, n_draws, seed)
+    s = 1 / (1 + jerks / jerks.mean(0))
+    return s[0] - s.mean(0)
+
+
+@torch.no_grad()
+def commanded_jerks(
+    episode: Episode, actor: Actor, sampler: Sampler, n_draws: int, seed: tuple[int, ...]
+) -> Tensor:
+    """Commanded jerk RMS of each chunk and of other draws for what the policy saw, over the steps it was run.
+
+    Args:
+        episode: With its observations.
+        actor: The policy that acted in it.
+        sampler: How it drew.
+        n_draws: K.
+        seed: Of the draws.
+
+    Returns:
+        (1 + K, C), see `smoothness.commanded_jerk_rms`, the chunks' own first; NaN where there are too few
+        actions before.
+    """
     embodiment, executed = episode.embodiment, episode.executed
-    order = embodiment.jerk_order
+    order, n = embodiment.jerk_order, int(executed.max())
     arm = arm_dimensions(episode.actions.shape[-1], embodiment.grippers)
-    ends = executed.cumsum(0)
-    begun = ends - executed
-    known = begun >= order
-    n = int(executed.max())
+    begun = executed.cumsum(0) - executed
     # The last actions before each chunk, and its own; what is clamped does not count.
     steps = (begun[:, None] + torch.arange(-order, n)).clamp(0, episode.n_steps - 1)
     own = episode.actions[steps][..., arm]
@@ -55,6 +72,4 @@ def smoother_than_others(
         chunks = sampler.sample(actor.adapter, context, generator, len(executed)).actions
         drawn = actor.env_actions(chunks)[:, :n, arm]
         jerks.append(commanded_jerk_rms(torch.cat([own[:, :order], drawn], 1), executed, order))
-    jerk = torch.stack(jerks)
-    s = 1 / (1 + jerk / jerk.mean(0))
-    return torch.where(known, s[0] - s.mean(0), torch.nan)
+    return torch.where(begun >= order, torch.stack(jerks), torch.nan)
