@@ -14,6 +14,8 @@ LOCK = ".lock"
 def sole_writer(directory: Path, flag: str) -> Iterator[None]:
     """Make the directory if need be, and keep other commands from writing to it meanwhile.
 
+    A directory that was made for nothing goes again, as a run that begins may want it to be new.
+
     Args:
         directory: Whose.
         flag: That names it, for the message.
@@ -22,6 +24,7 @@ def sole_writer(directory: Path, flag: str) -> Iterator[None]:
         BlockingIOError: If another process writes to it.
         OSError: If it cannot be made or written to.
     """
+    new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / LOCK).acquire(blocking=False)
@@ -35,4 +38,9 @@ def sole_writer(directory: Path, flag: str) -> Iterator[None]:
             f"'{directory}' cannot be written to ({error.strerror}); choose another {flag}."
         ) from error
     with lock:
-        yield
+        try:
+            yield
+        finally:
+            if new and [path.name for path in directory.glob("*")] == [LOCK]:
+                (directory / LOCK).unlink()
+                directory.rmdir()

@@ -33,6 +33,17 @@ def test_of_two_processes_the_second_is_refused_until_the_first_is_gone_however_
         pass
 
 
+def test_a_directory_in_which_nothing_was_written_goes_again_if_it_was_new(tmp_path: Path):
+    new, used, old = tmp_path / "new", tmp_path / "used", tmp_path / "old"
+    old.mkdir()
+    for directory in (new, used, old):
+        with pytest.raises(RuntimeError), sole_writer(directory, "--output_dir"):
+            if directory == used:
+                (used / "log").write_text("mine")
+            raise RuntimeError
+    assert not new.exists() and old.exists() and (used / "log").read_text() == "mine"
+
+
 def test_two_directories_do_not_mind_each_other(tmp_path: Path):
     with sole_writer(tmp_path / "one", "--output_dir"), sole_writer(tmp_path / "two", "--output_dir"):
         pass

@@ -19,7 +19,7 @@ from lerobot_smoothvla.episode import Task
 from lerobot_smoothvla.grpo import checkpoint
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
-from lerobot_smoothvla.grpo.ranks import Ranks, launched
+from lerobot_smoothvla.grpo.ranks import launched
 from lerobot_smoothvla.grpo.trainer import GRPOTrainer
 from lerobot_smoothvla.hub.runs import push_saved, push_trained, pushes, require_hub
 from lerobot_smoothvla.locking import sole_writer
@@ -55,22 +55,22 @@ def run(config: GRPOPipelineConfig) -> None:
             f"{config.algorithm.n_groups}; raise --algorithm.n_groups or launch fewer processes."
         )
     ranks.gather(None)  # Nobody writes before all have looked at what is there.
+    actor = load_actor(config.policy, config.peft, config.seed or 0)
+    algorithm = GRPOAlgorithm(actor, config.algorithm, ranks)
     with sole_writer(config.output_dir, "--output_dir") if ranks.first else nullcontext():
-        saved = _train(config, tasks, ranks)
+        saved = _train(config, tasks, algorithm)
     logging.info("Last checkpoint: %s", saved / "pretrained_model")
     if pushing:
         push_trained(config)
 
 
-def _train(config: GRPOPipelineConfig, tasks: Sequence[Task], ranks: Ranks) -> Path:
+def _train(config: GRPOPipelineConfig, tasks: Sequence[Task], algorithm: GRPOAlgorithm) -> Path:
     """The run itself; returns its last checkpoint."""
     assert config.policy is not None and config.policy.pretrained_path and config.output_dir is not None
-    actor = load_actor(config.policy, config.peft, config.seed or 0)
-    algorithm = GRPOAlgorithm(actor, config.algorithm, ranks)
     iteration = checkpoint.restore(config.policy.pretrained_path.parent, algorithm) if config.resume else 0
     with closing(make_engine(config.env, algorithm.actor, config.n_workers, config.rollout)) as engine:
         trainer = GRPOTrainer(config, algorithm, engine, tasks, iteration, partial(push_saved, config))
-        if ranks.first:
+        if algorithm.ranks.first:
             record(config.output_dir, steps=config.steps)
         return trainer.train()
 

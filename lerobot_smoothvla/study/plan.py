@@ -39,7 +39,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "smooth": (
         "--algorithm.reward.weight=2",
         "--algorithm.reward.combination=gated",
-        "--algorithm.advantage=chunkwise",
+        "--algorithm.advantage=counterfactual",
     ),
 }
 """Flags in which the arms of GRPO differ: success alone; the paper's sum; ours."""

@@ -290,9 +290,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_a_simulator_starts(tmp
 
 def test_a_dataset_that_another_process_records_is_left_to_it(tmp_path):
     partial = tmp_path / "dataset.partial"
-    with (
-        sole_writer(partial, "--dataset.root"),
-        pytest.raises(BlockingIOError, match="Another process writes to .*choose another --dataset.root"),
-    ):
-        record(a_config(tmp_path / "dataset"))
-    assert [path.name for path in partial.iterdir()] == [".lock"]
+    with sole_writer(partial, "--dataset.root"):
+        message = "Another process writes to .*choose another --dataset.root"
+        with pytest.raises(BlockingIOError, match=message):
+            record(a_config(tmp_path / "dataset"))
+        assert [path.name for path in partial.iterdir()] == [".lock"]
