@@ -67,10 +67,10 @@ def roll_out(arguments: argparse.Namespace, actor: Actor) -> list[Episode]:
 
 
 def log_jerks(episode: Episode, actor: Actor, n_draws: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Of the chunks from the second on: measured (C,), and commanded (1 + K, C) of each and of the draws."""
+    """Of the chunks: measured (C,), and commanded (1 + K, C) of each and of the draws."""
     commanded = commanded_jerks(episode, actor, DeployedSampler(), n_draws, (seed,))
     measured = chunk_jerk_rms(episode.positions.double(), episode.dt, episode.executed)
-    return measured[1:].log(), commanded[:, 1:].log()
+    return measured.log(), commanded.log()
 
 
 def main() -> None:

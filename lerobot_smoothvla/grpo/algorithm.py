@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from lerobot_smoothvla.episode import Episode, Group
+from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode
 from lerobot_smoothvla.flow.adapters.execution import store_frozen_in_bf16
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
-from lerobot_smoothvla.grpo.counterfactual import smoother_than_others
+from lerobot_smoothvla.grpo.counterfactual import commanded_jerks, smoother_than_others
 from lerobot_smoothvla.grpo.objective import chunk_advantages, chunk_weights, clipped_objective, keep_group
 from lerobot_smoothvla.grpo.ranks import Ranks
 from lerobot_smoothvla.rollout.engine import Actor
@@ -200,7 +200,7 @@ class GRPOAlgorithm(RLAlgorithm):
         groups: list[Group] = next(batch_iterator)
         # Dropout and random crops would make other ratios than 1 before the first step.
         self.actor.policy.eval()
-        if self.config.advantage == "counterfactual":
+        if self.config.advantage == "counterfactual" and self.config.reward.weight > 0:
             with self._acting_with(behaviour):
                 groups = [self._against_draws(group) for group in groups]
         replay = Replay.from_groups(groups, self.config, self.actor.adapter.first_step)
@@ -237,24 +237,17 @@ class GRPOAlgorithm(RLAlgorithm):
 
     def _against_draws(self, group: Group) -> Group:
         """The group with each success's chunks against others that were drawn where they were."""
-        if self.config.reward.weight == 0:
-            return group
         start = group.start
+
+        def against_draws(index: int, scored: ScoredEpisode) -> ScoredEpisode:
+            # Whatever the rank that has it.
+            seed = (self.optimization_step, start.task_id, start.init_state, start.seed, index)
+            jerks = commanded_jerks(scored.episode, self.actor, self.estimator, self.config.n_draws, seed)
+            return replace(scored, chunk_smoothness=smoother_than_others(jerks))
+
         return Group(
             tuple(
-                replace(
-                    scored,
-                    chunk_smoothness=smoother_than_others(
-                        scored.episode,
-                        self.actor,
-                        self.estimator,
-                        self.config.n_draws,
-                        # Whatever the rank that has it.
-                        (self.optimization_step, start.task_id, start.init_state, start.seed, index),
-                    ),
-                )
-                if scored.success
-                else scored
+                against_draws(index, scored) if scored.success else scored
                 for index, scored in enumerate(group.episodes)
             )
         )

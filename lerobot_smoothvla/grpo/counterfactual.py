@@ -16,24 +16,17 @@ from lerobot_smoothvla.rollout.engine import Actor, Sampler
 from lerobot_smoothvla.smoothness import commanded_jerk_rms
 
 
-def smoother_than_others(
-    episode: Episode, actor: Actor, sampler: Sampler, n_draws: int, seed: tuple[int, ...]
-) -> Tensor:
+def smoother_than_others(jerks: Tensor) -> Tensor:
     """Smoothness s of each chunk less the mean of all that were drawn for what the policy saw.
 
-    s = 1 / (1 + J / mean J), J as in `commanded_jerks`; the means are over the chunk and its K draws.
+    s = 1 / (1 + J / mean J); the means are over the chunk and its K draws.
 
     Args:
-        episode: With its observations.
-        actor: The policy that acted in it.
-        sampler: How it drew.
-        n_draws: K.
-        seed: Of the draws.
+        jerks: (1 + K, C) J, see `commanded_jerks`.
 
     Returns:
-        (C,) in [−1, 1]; NaN where there are too few actions before, or nothing is commanded.
+        (C,) in [−1, 1]; NaN where J is, or nothing is commanded.
     """
-    jerks = commanded_jerks(episode, actor, sampler, n_draws, seed)
     s = 1 / (1 + jerks / jerks.mean(0))
     return s[0] - s.mean(0)
 

@@ -11,12 +11,11 @@ from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.episode import Embodiment, Episode
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
-from lerobot_smoothvla.grpo.counterfactual import smoother_than_others
+from lerobot_smoothvla.grpo.counterfactual import commanded_jerks, smoother_than_others
 from lerobot_smoothvla.jerk_reward import JerkRewardConfig
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
 from lerobot_smoothvla.processor_smoothvla import make_smoothvla_pre_post_processors
 from lerobot_smoothvla.rollout.engine import Actor
-from lerobot_smoothvla.smoothness import commanded_jerk_rms
 
 POLICY = SmoothVLAConfig(**TINY_SMOOTHVLA | {"num_steps": 3})
 
@@ -31,7 +30,7 @@ def algorithm(ratio: str = "flow_matching", **settings) -> GRPOAlgorithm:
 
 
 def compared(grpo: GRPOAlgorithm, episode: Episode, seed: int = 0, n_draws: int = 7) -> torch.Tensor:
-    return smoother_than_others(episode, grpo.actor, grpo.estimator, n_draws, (seed,))
+    return smoother_than_others(commanded_jerks(episode, grpo.actor, grpo.estimator, n_draws, (seed,)))
 
 
 @pytest.mark.parametrize(("commands", "n_unknown"), [("displacement", 1), ("position", 2)])
@@ -88,29 +87,17 @@ def test_the_same_seed_draws_the_same_and_another_one_does_not():
 
 def mean_jerk(grpo: GRPOAlgorithm, episode: Episode) -> float:
     """Of 16 draws for everything that was seen in an episode."""
-    actor = grpo.actor
-    with torch.no_grad():
-        context = actor.adapter.encode(
-            actor.model_input(episode.observations, [episode.instruction] * len(episode.executed))
-        )
-        generator = torch.Generator().manual_seed(0)
-        n = len(episode.executed)
-        drawn = [
-            actor.env_actions(grpo.estimator.sample(actor.adapter, context, generator, n).actions)
-            for _ in range(16)
-        ]
-    jerks = [commanded_jerk_rms(a[..., :-1], torch.full((n,), a.shape[1] - 2), 2) for a in drawn]
-    return torch.stack(jerks).mean().item()
+    return commanded_jerks(episode, grpo.actor, grpo.estimator, 16, (0,))[1:].nanmean().item()
 
 
 def test_updates_make_commands_smoother_where_all_succeed():
     loose = {"clip_low": 0.5, "clip_high": 1.0, "negative_weight": 1.0}
     grpo = algorithm(lr=1e-3, epochs=8, minibatch_size=32, **loose)
-    before = None
-    for _ in range(3):
+    for update in range(3):  # What is seen is the same in each.
         group = sampled_group(grpo.actor, grpo.estimator, (1, 1, 1, 1), lengths=[[8] * 12] * 4)
-        seen = group.episodes[0].episode  # The same observations in each.
-        before = before or mean_jerk(grpo, seen)
+        if update == 0:
+            seen = group.episodes[0].episode
+            before = mean_jerk(grpo, seen)
         grpo.update(iter([[group]]))
     assert mean_jerk(grpo, seen) < 0.85 * before
 
@@ -118,6 +105,6 @@ def test_updates_make_commands_smoother_where_all_succeed():
 def test_without_weight_on_smoothness_nothing_is_drawn(monkeypatch):
     grpo = algorithm()
     grpo.config.reward = JerkRewardConfig(weight=0.0)
-    monkeypatch.setattr("lerobot_smoothvla.grpo.algorithm.smoother_than_others", None)
+    monkeypatch.setattr("lerobot_smoothvla.grpo.algorithm.commanded_jerks", None)
     stats = grpo.update(iter([[sampled_group(grpo.actor, grpo.estimator)]]))
     assert stats.extra["n_chunks"] > 0
