@@ -45,13 +45,12 @@ ARMS: dict[str, tuple[str, ...]] = {
 """Flags in which the arms of GRPO differ: success alone; the paper's sum; ours."""
 
 GRPO = (
-    "--algorithm.lr=5e-5",
+    "--algorithm.lr=1e-4",
     "--algorithm.lr_schedule=linear",
     "--algorithm.freeze=[vision,vlm]",
     "--algorithm.epochs=4",
-    "--algorithm.clip_low=0.6",
-    "--algorithm.clip_high=1.0",
-    "--algorithm.negative_weight=1",
+    "--algorithm.clip_low=0.2",
+    "--algorithm.clip_high=0.2",
 )
 """Flags that all of them share; docs/study.md says where they come from."""
 
