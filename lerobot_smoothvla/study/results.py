@@ -36,6 +36,9 @@ MEASURES = (
 `jerk_at_matched_duration` that of the same path driven in the warm start's time: J·(T / T_sft)³, where both
 succeed. A policy that only slows down improves the former and not the latter."""
 
+RELATIVE = ("jerk_rms", "jerk_rms_success")
+"""Of these, differences are also a share of the baseline."""
+
 PLANNED = (("success", "smooth"), (WARM_START, "smooth"), (WARM_START, "success"), ("sum", "smooth"))
 """Baseline and candidate of the comparisons that were planned; docs/study.md has their hypotheses."""
 
@@ -69,14 +72,14 @@ class Comparison:
         baseline: Arm and filter, "arm+filter".
         candidate: The same.
         differences: Of each of `MEASURES`.
-        relative_jerk: Of jerk RMS, as a share of the baseline's mean.
+        relative: Of jerk RMS, and of that where both succeed, as a share of the baseline's mean.
     """
 
     condition: str
     baseline: str
     candidate: str
     differences: dict[str, Interval | None]
-    relative_jerk: Interval | None
+    relative: dict[str, Interval | None]
 
 
 def write_results(config: StudyConfig) -> Path:
@@ -174,14 +177,14 @@ def _compare(found: Results, baseline: Key, candidate: Key) -> Comparison | None
         return None
     first, second = ({seed: of[seed] for seed in seeds} for of in (first, second))
     starts = sorted({*_starts(first), *_starts(second)})
-    differences, relative = {}, None
+    differences, relative = {}, {}
     for measure in MEASURES:
         before, after = (_values(of, starts, measure, reference) for of in (first, second))
-        # A term is compared where both sides have it.
-        differences[measure] = _interval(after - before)
-        if measure == "jerk_rms":
-            scale = np.nanmean(np.where(np.isfinite(after), before, np.nan))
-            relative = _interval((after - before) / scale)
+        difference = after - before  # A term is compared where both sides have it.
+        differences[measure] = _interval(difference)
+        if measure in RELATIVE:
+            there = np.isfinite(difference)
+            relative[measure] = _interval(difference / before[there].mean()) if there.any() else None
     names = ["+".join((arm, *([f] if f != "none" else []))) for _, f, arm in (baseline, candidate)]
     return Comparison(condition, names[0], names[1], differences, relative)
 
@@ -254,18 +257,15 @@ def cell_rows(cells: Mapping[Key, Cell]) -> list[list[str]]:
 def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """Headers, and a row for each planned comparison."""
     measured = ("at matched duration", "solved after, s")
-    rows = [["condition", "difference", "success", "jerk RMS, m/s³", "%", *measured]]
+    rows = [["condition", "difference", "success", "jerk RMS, m/s³", "%", "of successes, %", *measured]]
     for c in comparisons:
-        percent = c.relative_jerk and Interval(
-            *(100 * v for v in (c.relative_jerk.estimate, c.relative_jerk.low, c.relative_jerk.high))
-        )
         rows.append(
             [
                 c.condition,
                 f"{c.candidate} − {c.baseline}",
                 interval_text(c.differences["success_rate"], signed=True),
                 interval_text(c.differences["jerk_rms"], signed=True),
-                interval_text(percent, signed=True),
+                *(interval_text(c.relative[measure], signed=True, scale=100) for measure in RELATIVE),
                 interval_text(c.differences["jerk_at_matched_duration"], signed=True),
                 interval_text(c.differences["time_to_success"], signed=True),
             ]
@@ -273,10 +273,11 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
     return rows
 
 
-def interval_text(interval: Interval | None, signed: bool = False) -> str:
-    """As "0.85 (0.64 to 0.95)"."""
+def interval_text(interval: Interval | None, signed: bool = False, scale: float = 1.0) -> str:
+    """As "0.85 (0.64 to 0.95)", of `scale` times its values."""
     if interval is None:
         return "–"
     sign = "+" if signed else ""
-    values = [f"{v:{sign}.2f}".replace("-", "−") for v in (interval.estimate, interval.low, interval.high)]
+    limits = interval.estimate, interval.low, interval.high
+    values = [f"{scale * value:{sign}.2f}".replace("-", "−") for value in limits]
     return f"{values[0]} ({values[1]} to {values[2]})"

@@ -40,7 +40,7 @@ def test_differences_are_paired_by_start_and_seed_and_jerk_is_also_relative():
     jerk = found.differences["jerk_rms"]
     assert (jerk.estimate, jerk.low, jerk.high) == pytest.approx((-3.0, -3.0, -3.0))
     mean = cells["trained", "none", "success"].measures["jerk_rms"].estimate
-    assert found.relative_jerk.estimate == pytest.approx(-3.0 / mean)
+    assert found.relative["jerk_rms"].estimate == pytest.approx(-3.0 / mean)
 
 
 def test_a_policy_that_only_slows_down_is_no_smoother_at_matched_duration():
@@ -60,6 +60,10 @@ def test_failures_count_for_success_and_not_for_the_jerk_of_successes():
     difference = comparison(comparisons, "smooth", "sft").differences
     assert difference["success_rate"].estimate == 0.5
     assert difference["jerk_rms_success"].estimate == pytest.approx(-3.0)
+    # As a share of the baseline's where both succeed, not of all that it did.
+    assert comparison(comparisons, "smooth", "sft").relative["jerk_rms_success"].estimate == pytest.approx(
+        -3.0 / 12.0
+    )
 
 
 def test_a_filter_is_what_the_jerk_reward_is_compared_with():
