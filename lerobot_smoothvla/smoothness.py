@@ -110,6 +110,22 @@ def commanded_jerk_rms(actions: Tensor, executed: Tensor, order: int) -> Tensor:
     return ((squares * counted).sum(-1) / executed).sqrt()
 
 
+def commanded_path_length(actions: Tensor, executed: Tensor, order: int) -> Tensor:
+    """Length of the path that chunks of actions ask for.
+
+    Args:
+        actions: (..., order + n, A), as of `commanded_jerk_rms`.
+        executed: (...) how many of a chunk's own count.
+        order: As of `commanded_jerk_rms`.
+
+    Returns:
+        (...) Σ ‖Δ^(order − 2) a‖ over the executed steps, in the unit of actions.
+    """
+    n = actions.shape[-2] - order
+    steps = actions.diff(n=order - 2, dim=-2)[..., -n:, :].norm(dim=-1)
+    return (steps * (torch.arange(n) < executed[..., None])).sum(-1)
+
+
 def boundary_and_interior_jerk_rms(
     positions: Tensor, dt: float, executed: Tensor, moving_speed: float | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from lerobot_smoothvla.smoothness import (
     boundary_and_interior_jerk_rms,
     chunk_jerk_rms,
     commanded_jerk_rms,
+    commanded_path_length,
     extent,
     jerk,
     jerk_rms,
@@ -361,3 +362,13 @@ def test_the_jerk_that_actions_ask_for_is_that_of_the_path_they_ask_for():
         assert rms.item() * DT**-3 == pytest.approx(jerk_rms(path[: n + 3], DT).item())
     # Displacements are the differences of positions.
     torch.testing.assert_close(commanded_jerk_rms(positions[:, :12].diff(dim=1), executed, 2), asked)
+
+
+def test_the_length_that_actions_ask_for_is_that_of_the_path_they_ask_for():
+    positions = random_walk(3, 4, 13, 3)
+    executed = torch.tensor([9, 5, 1, 3])
+    asked = commanded_path_length(positions[:, :12], executed, 3)
+    for path, n, length in zip(positions, executed.tolist(), asked, strict=True):
+        # The chunk's own steps lead on from the last position before it.
+        assert length.item() == pytest.approx(path_length(path[2 : n + 3]).item())
+    torch.testing.assert_close(commanded_path_length(positions[:, :12].diff(dim=1), executed, 2), asked)

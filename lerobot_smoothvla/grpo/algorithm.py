@@ -242,7 +242,10 @@ class GRPOAlgorithm(RLAlgorithm):
         def against_draws(index: int, scored: ScoredEpisode) -> ScoredEpisode:
             # Whatever the rank that has it.
             seed = (self.optimization_step, start.task_id, start.init_state, start.seed, index)
-            jerks = commanded_jerks(scored.episode, self.actor, self.estimator, self.config.n_draws, seed)
+            by_length = self.config.reward.is_ldlj
+            jerks = commanded_jerks(
+                scored.episode, self.actor, self.estimator, self.config.n_draws, seed, by_length
+            )
             return replace(scored, chunk_smoothness=smoother_than_others(jerks))
 
         return Group(

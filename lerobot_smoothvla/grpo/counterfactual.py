@@ -13,7 +13,10 @@ from torch import Tensor
 
 from lerobot_smoothvla.episode import Episode, arm_dimensions
 from lerobot_smoothvla.rollout.engine import Actor, Sampler
-from lerobot_smoothvla.smoothness import commanded_jerk_rms
+from lerobot_smoothvla.smoothness import commanded_jerk_rms, commanded_path_length
+
+STILL = 0.1
+"""Of the mean length that chunks command, added to each, so that a hand that should be still may be."""
 
 
 def smoother_than_others(jerks: Tensor) -> Tensor:
@@ -33,7 +36,12 @@ def smoother_than_others(jerks: Tensor) -> Tensor:
 
 @torch.no_grad()
 def commanded_jerks(
-    episode: Episode, actor: Actor, sampler: Sampler, n_draws: int, seed: tuple[int, ...]
+    episode: Episode,
+    actor: Actor,
+    sampler: Sampler,
+    n_draws: int,
+    seed: tuple[int, ...],
+    by_length: bool = False,
 ) -> Tensor:
     """Commanded jerk RMS of each chunk and of other draws for what the policy saw, over the steps it was run.
 
@@ -43,6 +51,8 @@ def commanded_jerks(
         sampler: How it drew.
         n_draws: K.
         seed: Of the draws.
+        by_length: Whether to divide by the length of the commanded path. As all have the same time, that is
+            the dimensionless jerk of the LDLJ, which a chunk does not lower by going less far.
 
     Returns:
         (1 + K, C), see `smoothness.commanded_jerk_rms`, the chunks' own first; NaN where there are too few
@@ -60,9 +70,13 @@ def commanded_jerks(
     context = actor.adapter.encode(
         actor.model_input(episode.observations, [episode.instruction] * len(executed))
     )
-    jerks = [commanded_jerk_rms(own, executed, order)]
+    asked = [own]
     for _ in range(n_draws):
         chunks = sampler.sample(actor.adapter, context, generator, len(executed)).actions
         drawn = actor.env_actions(chunks)[:, :n, arm]
-        jerks.append(commanded_jerk_rms(torch.cat([own[:, :order], drawn], 1), executed, order))
-    return torch.where(begun >= order, torch.stack(jerks), torch.nan)
+        asked.append(torch.cat([own[:, :order], drawn], 1))
+    jerks = commanded_jerk_rms(torch.stack(asked), executed, order)
+    if by_length:
+        lengths = commanded_path_length(torch.stack(asked), executed, order)
+        jerks = jerks / (lengths + STILL * lengths.mean())
+    return torch.where(begun >= order, jerks, torch.nan)

@@ -38,6 +38,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     ),
     "smooth": (
         "--algorithm.reward.weight=2",
+        "--algorithm.reward.signal=ldlj",
         "--algorithm.reward.combination=gated",
         "--algorithm.advantage=counterfactual",
     ),

@@ -20,10 +20,10 @@ from lerobot_smoothvla.rollout.engine import Actor
 POLICY = SmoothVLAConfig(**TINY_SMOOTHVLA | {"num_steps": 3})
 
 
-def algorithm(ratio: str = "flow_matching", **settings) -> GRPOAlgorithm:
+def algorithm(ratio: str = "flow_matching", signal: str = "jerk_rms", **settings) -> GRPOAlgorithm:
     torch.manual_seed(0)
     actor = Actor(SmoothVLAPolicy(POLICY).eval(), *make_smoothvla_pre_post_processors(POLICY))
-    reward = JerkRewardConfig(weight=2.0)
+    reward = JerkRewardConfig(weight=2.0, signal=signal)
     return GRPOAlgorithm(
         actor, GRPOConfig(advantage="counterfactual", ratio=ratio, reward=reward, group_size=4, **settings)
     )
@@ -85,14 +85,29 @@ def test_the_same_seed_draws_the_same_and_another_one_does_not():
     assert not first[1:].equal(other[1:])
 
 
+def test_by_length_a_chunk_that_goes_less_far_is_no_smoother():
+    grpo = algorithm()
+    episode = sampled_episode(grpo.actor, grpo.estimator, 0, [8] * 12)
+    slower = replace(episode, actions=episode.actions / 2)
+
+    def own(of: Episode, by_length: bool) -> torch.Tensor:
+        return commanded_jerks(of, grpo.actor, grpo.estimator, 7, (0,), by_length)[0, 1:]
+
+    torch.testing.assert_close(own(slower, by_length=False), own(episode, by_length=False) / 2)
+    ratio = own(slower, by_length=True) / own(episode, by_length=True)
+    assert ratio.min() > 0.8 and ratio.max() <= 1
+
+
 def mean_jerk(grpo: GRPOAlgorithm, episode: Episode) -> float:
     """Of 16 draws for everything that was seen in an episode."""
-    return commanded_jerks(episode, grpo.actor, grpo.estimator, 16, (0,))[1:].nanmean().item()
+    by_length = grpo.config.reward.is_ldlj
+    return commanded_jerks(episode, grpo.actor, grpo.estimator, 16, (0,), by_length)[1:].nanmean().item()
 
 
-def test_updates_make_commands_smoother_where_all_succeed():
+@pytest.mark.parametrize("signal", ["jerk_rms", "ldlj"])
+def test_updates_make_commands_smoother_where_all_succeed(signal):
     loose = {"clip_low": 0.5, "clip_high": 1.0, "negative_weight": 1.0}
-    grpo = algorithm(lr=1e-3, epochs=8, minibatch_size=32, **loose)
+    grpo = algorithm(signal=signal, lr=1e-3, epochs=8, minibatch_size=32, **loose)
     for update in range(3):  # What is seen is the same in each.
         group = sampled_group(grpo.actor, grpo.estimator, (1, 1, 1, 1), lengths=[[8] * 12] * 4)
         if update == 0:

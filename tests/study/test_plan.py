@@ -42,6 +42,7 @@ def test_the_arms_differ_in_reward_and_advantage_alone_and_share_everything_else
     assert success.reward.weight == 0
     assert (paper.reward.combination, paper.advantage) == ("sum", "joint")
     assert (smooth.reward.combination, smooth.advantage) == ("gated", "counterfactual")
+    assert smooth.reward.signal == "ldlj"  # Slow is the cheap way to smooth.
     same = {"reward": success.reward, "advantage": success.advantage}
     assert replace(paper, **same) == replace(smooth, **same) == success
     assert {run.seed for run in runs} == set(config.plan.seeds) and not any(run.resume for run in runs)
