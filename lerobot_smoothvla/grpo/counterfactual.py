@@ -70,13 +70,13 @@ def commanded_jerks(
     context = actor.adapter.encode(
         actor.model_input(episode.observations, [episode.instruction] * len(executed))
     )
-    asked = [own]
+    drawn = [own[:, order:]]
     for _ in range(n_draws):
         chunks = sampler.sample(actor.adapter, context, generator, len(executed)).actions
-        drawn = actor.env_actions(chunks)[:, :n, arm]
-        asked.append(torch.cat([own[:, :order], drawn], 1))
-    jerks = commanded_jerk_rms(torch.stack(asked), executed, order)
+        drawn.append(actor.env_actions(chunks)[:, :n, arm])
+    asked = torch.stack([torch.cat([own[:, :order], chunk], 1) for chunk in drawn])
+    jerks = commanded_jerk_rms(asked, executed, order)
     if by_length:
-        lengths = commanded_path_length(torch.stack(asked), executed, order)
+        lengths = commanded_path_length(asked, executed, order)
         jerks = jerks / (lengths + STILL * lengths.mean())
     return torch.where(begun >= order, jerks, torch.nan)
