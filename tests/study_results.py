@@ -29,5 +29,5 @@ def results(
     found = {("trained", "none", "sft"): {0: evaluation(lambda jerk: jerk, sft_successes)}}
     same = dict.fromkeys((1, 2, 3), evaluation(lambda jerk: jerk))
     smooth = dict.fromkeys((1, 2, 3), evaluation(smooth_jerk, time=smooth_time))
-    arms = {"success": same, "sum": same, "smooth": smooth}
+    arms = {"success": same, "sum": same, "smooth": smooth, "best": smooth}
     return found | {("trained", "none", arm): runs for arm, runs in arms.items()}

@@ -5,7 +5,7 @@ Dims: N chunks of all kept episodes, H steps a chunk, R ratio terms a chunk, G r
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -21,8 +21,9 @@ from torch.optim import AdamW, Optimizer
 
 from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode
 from lerobot_smoothvla.flow.adapters.execution import store_frozen_in_bf16
+from lerobot_smoothvla.flow.ratio import RatioEstimator
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
-from lerobot_smoothvla.grpo.counterfactual import commanded_jerks, smoother_than_others
+from lerobot_smoothvla.grpo.counterfactual import commanded_jerks, smoother_than_others, smoothest_draws
 from lerobot_smoothvla.grpo.objective import chunk_advantages, chunk_weights, clipped_objective, keep_group
 from lerobot_smoothvla.grpo.ranks import Ranks
 from lerobot_smoothvla.rollout.engine import Actor
@@ -44,7 +45,8 @@ class Replay:
         record: (N, ...) of the ratio estimator.
         executed: (N, H) bool.
         advantages: (N,).
-        weights: (N,), each episode's sum to 1.
+        weights: (N,), each episode's sum to 1; of what is imitated no more than that.
+        imitated: (N,) bool, whether the policy is to imitate the chunk, which was not run.
     """
 
     observations: dict[str, list[Tensor]]
@@ -53,6 +55,7 @@ class Replay:
     executed: Tensor
     advantages: Tensor
     weights: Tensor
+    imitated: Tensor
 
     def __len__(self) -> int:
         """N."""
@@ -67,6 +70,19 @@ class Replay:
             self.executed[index],
             self.advantages[index],
             self.weights[index],
+            self.imitated[index],
+        )
+
+    def __add__(self, other: Self) -> Self:
+        """These chunks and those."""
+        return type(self)(
+            {key: rows + other.observations[key] for key, rows in self.observations.items()},
+            self.instructions + other.instructions,
+            {key: torch.cat([value, other.record[key]]) for key, value in self.record.items()},
+            torch.cat([self.executed, other.executed]),
+            torch.cat([self.advantages, other.advantages]),
+            torch.cat([self.weights, other.weights]),
+            torch.cat([self.imitated, other.imitated]),
         )
 
     def save(self, file: Path, baseline: Tensor) -> None:
@@ -78,6 +94,7 @@ class Replay:
         tensors = {key: torch.stack(rows) for key, rows in self.observations.items()}
         tensors |= {f"record.{key}": value.contiguous() for key, value in self.record.items()}
         tensors |= {"executed": self.executed, "advantages": self.advantages, "weights": self.weights}
+        tensors |= {"imitated": self.imitated}
         file.parent.mkdir(parents=True, exist_ok=True)
         header = {"instructions": json.dumps(self.instructions)}
         save_file(tensors | {"baseline": baseline.contiguous()}, file, header)
@@ -114,6 +131,27 @@ class Replay:
             episodes += [scored.episode for scored in group.episodes]
         if not episodes:
             return None
+        return cls.from_episodes(episodes, torch.cat(advantages), [e.record for e in episodes], first_step)
+
+    @classmethod
+    def from_episodes(
+        cls,
+        episodes: Sequence[Episode],
+        advantages: Tensor,
+        records: Sequence[Mapping[str, Tensor]],
+        first_step: int = 0,
+        *,
+        imitated: bool = False,
+    ) -> Self:
+        """Flatten episodes.
+
+        Args:
+            episodes: At least one.
+            advantages: (N,).
+            records: Of the chunks to learn from, those that were run or others in their place.
+            first_step: Of a chunk that is executed.
+            imitated: Whether they are to be imitated.
+        """
         chunks = torch.tensor([len(episode.executed) for episode in episodes])
         steps = torch.arange(episodes[0].chunks.shape[1]) - first_step
         n_executed = torch.cat([episode.executed for episode in episodes])[:, None]
@@ -123,12 +161,11 @@ class Replay:
                 for key in episodes[0].observations
             },
             instructions=[e.instruction for e in episodes for _ in range(len(e.executed))],
-            record={
-                key: torch.cat([episode.record[key] for episode in episodes]) for key in episodes[0].record
-            },
+            record={key: torch.cat([record[key] for record in records]) for key in records[0]},
             executed=(steps >= 0) & (steps < n_executed),
-            advantages=torch.cat(advantages),
+            advantages=advantages,
             weights=chunk_weights(chunks),
+            imitated=torch.full_like(advantages, imitated, dtype=torch.bool),
         )
 
 
@@ -200,10 +237,14 @@ class GRPOAlgorithm(RLAlgorithm):
         groups: list[Group] = next(batch_iterator)
         # Dropout and random crops would make other ratios than 1 before the first step.
         self.actor.policy.eval()
-        if self.config.advantage == "counterfactual" and self.config.reward.weight > 0:
+        draws = self.config.advantage if self.config.reward.weight > 0 else None
+        if draws == "counterfactual":
             with self._acting_with(behaviour):
                 groups = [self._against_draws(group) for group in groups]
         replay = Replay.from_groups(groups, self.config, self.actor.adapter.first_step)
+        if draws == "best_draw" and replay is not None:
+            with self._acting_with(behaviour):
+                replay += self._best_draws(groups)
         generator = torch.Generator().manual_seed(self.optimization_step)
         self.optimization_step += 1
         counts = self.ranks.gather(0 if replay is None else len(replay))
@@ -237,15 +278,9 @@ class GRPOAlgorithm(RLAlgorithm):
 
     def _against_draws(self, group: Group) -> Group:
         """The group with each success's chunks against others that were drawn where they were."""
-        start = group.start
 
         def against_draws(index: int, scored: ScoredEpisode) -> ScoredEpisode:
-            # Whatever the rank that has it.
-            seed = (self.optimization_step, start.task_id, start.init_state, start.seed, index)
-            by_length = self.config.reward.is_ldlj
-            jerks = commanded_jerks(
-                scored.episode, self.actor, self.estimator, self.config.n_draws, seed, by_length
-            )
+            jerks = commanded_jerks(scored.episode, *self._how_to_draw(group, index))
             return replace(scored, chunk_smoothness=smoother_than_others(jerks))
 
         return Group(
@@ -254,6 +289,30 @@ class GRPOAlgorithm(RLAlgorithm):
                 for index, scored in enumerate(group.episodes)
             )
         )
+
+    def _best_draws(self, groups: Sequence[Group]) -> Replay:
+        """The smoothest of what is drawn for each look of their successes, to be imitated."""
+        episodes, records, known = [], [], []
+        for group in groups:
+            for index, scored in enumerate(group.episodes):
+                if scored.success:
+                    record, there = smoothest_draws(scored.episode, *self._how_to_draw(group, index))
+                    episodes.append(scored.episode)
+                    records.append(record)
+                    known.append(there)
+        there = torch.cat(known)
+        advantages = torch.full(there.shape, float(self.config.reward.weight))
+        first_step = self.actor.adapter.first_step
+        drawn = Replay.from_episodes(episodes, advantages, records, first_step, imitated=True)
+        return drawn[there.nonzero()[:, 0]]
+
+    def _how_to_draw(
+        self, group: Group, index: int
+    ) -> tuple[Actor, RatioEstimator, int, tuple[int, ...], bool]:
+        """Actor, sampler, number, seed and measure of an episode's draws, whatever the rank that has it."""
+        start = group.start
+        seed = (self.optimization_step, start.task_id, start.init_state, start.seed, index)
+        return self.actor, self.estimator, self.config.n_draws, seed, self.config.reward.is_ldlj
 
     def _minibatches(self, n_chunks: int, generator: torch.Generator) -> list[Tensor]:
         """Indices of the chunks of each, over all epochs."""
@@ -303,12 +362,13 @@ class GRPOAlgorithm(RLAlgorithm):
         """
         optimizer = self._optimizers["policy"]
         optimizer.zero_grad()
-        weight = torch.zeros(()) if replay is None else replay.weights[minibatch].sum()
-        self.ranks.sum([weight])
+        weight, acted = torch.zeros(2) if replay is None else _total_weights(replay, minibatch)
+        self.ranks.sum([weight, acted])
         means = dict.fromkeys(_OF_CHUNKS, 0.0)
         if replay is not None and baseline is not None and len(minibatch):
             for index in minibatch.split(self.config.microbatch_size):
-                for name, value in self._accumulate(replay[index], baseline[index], weight.item()).items():
+                totals = weight.item(), acted.item()
+                for name, value in self._accumulate(replay[index], baseline[index], *totals).items():
                     means[name] += value
         if self.ranks.size > 1:
             summed = torch.tensor(list(means.values()), dtype=torch.float64)
@@ -321,8 +381,8 @@ class GRPOAlgorithm(RLAlgorithm):
         optimizer.step()
         return {**means, "grad_norm": norm.item()}
 
-    def _accumulate(self, part: Replay, baseline: Tensor, weight: float) -> dict[str, float]:
-        """Add the gradient of some chunks; `weight` is that of the whole minibatch over all ranks."""
+    def _accumulate(self, part: Replay, baseline: Tensor, weight: float, acted: float) -> dict[str, float]:
+        """Add the gradient of some chunks; the weights are those of the whole minibatch over all ranks."""
         device = self.actor.policy.config.device
         clip_low, clip_high = self.config.clip_for(self.actor.policy.config)
         log_ratio = self.estimator.log_ratio(
@@ -341,11 +401,13 @@ class GRPOAlgorithm(RLAlgorithm):
             negative=self.config.negative,
             negative_weight=self.config.negative_weight,
             kl_weight=self.config.kl_weight,
+            imitated=part.imitated.to(device),
         )
-        share = part.weights.sum().item() / weight
-        (stats.loss * share).backward()
-        figures = {"loss": stats.loss.item()} | {name: getattr(stats, name) for name in _OF_CHUNKS[1:]}
-        return {name: share * value for name, value in figures.items()}
+        own_weight, own_acted = _total_weights(part, slice(None)).tolist()
+        loss = stats.loss * (own_weight / weight)
+        loss.backward()
+        share = own_acted / acted if acted else 0.0
+        return {"loss": loss.item()} | {name: share * getattr(stats, name) for name in _OF_CHUNKS[1:]}
 
     def _gradients(self) -> Iterator[Tensor]:
         """Of all parameters, 0 where this rank has none: every rank has to give the same."""
@@ -404,6 +466,12 @@ class GRPOAlgorithm(RLAlgorithm):
 
     def load_state_dict(self, state_dict: dict[str, Tensor], device: str | torch.device = "cpu") -> None:
         """Nothing to load."""
+
+
+def _total_weights(replay: Replay, index: Tensor | slice) -> Tensor:
+    """(2,) of all chunks of `index`, and of those of them that were run."""
+    weights = replay.weights[index]
+    return torch.stack([weights.sum(), weights[~replay.imitated[index]].sum()])
 
 
 def _stats(means: dict[str, float], n_chunks: int, n_steps: int, n_dropped: int) -> TrainingStats:

@@ -75,6 +75,8 @@ class GRPOConfig(RLAlgorithmConfig):
             `separate` with the smoothness of each chunk, not of its episode; `counterfactual` with that of
             each chunk against others that the policy draws for what it saw, by the jerk that they command;
             where the reward's signal is an LDLJ, by that jerk over the length of the commanded path.
+            `best_draw` is success alone, and the smoothest of those others is imitated, without a clip, with
+            the reward's weight.
         n_draws: Of those others, for each chunk of a success.
         std_floor: Added to every standard deviation that normalises.
         reward: The jerk reward; its λ is 0 for success alone.

@@ -2,7 +2,8 @@
 
 Most of a chunk's jerk is the situation's: a hand that closes, a stroke that ends. What the policy chose is
 told apart by drawing again for what it saw, a group at every look beside the one at the start. Nothing of
-this is executed, so a chunk is judged by the motion that it commands, on from the actions before it.
+this is executed, so a chunk is judged by the motion that it commands, on from the actions before it. The
+policy may be told how each chunk compares, or be shown the smoothest of the others.
 
 Dims: C chunks of an episode, n steps at most that are executed of a chunk, A dimensions of the arm, K draws.
 """
@@ -58,6 +59,47 @@ def commanded_jerks(
         (1 + K, C), see `smoothness.commanded_jerk_rms`, the chunks' own first; NaN where there are too few
         actions before.
     """
+    return _compared(episode, actor, sampler, n_draws, seed, by_length)[0]
+
+
+@torch.no_grad()
+def smoothest_draws(
+    episode: Episode,
+    actor: Actor,
+    sampler: Sampler,
+    n_draws: int,
+    seed: tuple[int, ...],
+    by_length: bool = False,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Of the draws that `commanded_jerks` compares with each chunk, the one that commands the least jerk.
+
+    Args:
+        episode: As there, and all others.
+        actor: The policy that acted in it.
+        sampler: How it drew.
+        n_draws: K.
+        seed: Of the draws.
+        by_length: Whether to divide by the length of the commanded path.
+
+    Returns:
+        (C, ...) the sampler's records of them, and (C,) bool, which there are.
+    """
+    jerks, records = _compared(episode, actor, sampler, n_draws, seed, by_length)
+    best = jerks[1:].argmin(0)
+    chunks = torch.arange(len(best))
+    smoothest = {key: torch.stack([record[key] for record in records])[best, chunks] for key in records[0]}
+    return smoothest, ~jerks[0].isnan()
+
+
+def _compared(
+    episode: Episode,
+    actor: Actor,
+    sampler: Sampler,
+    n_draws: int,
+    seed: tuple[int, ...],
+    by_length: bool,
+) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """(1 + K, C) `commanded_jerks`, and of the K draws what the sampler recorded, on the CPU."""
     embodiment, executed = episode.embodiment, episode.executed
     order, n = embodiment.jerk_order, int(executed.max())
     arm = arm_dimensions(episode.actions.shape[-1], embodiment.grippers)
@@ -70,13 +112,14 @@ def commanded_jerks(
     context = actor.adapter.encode(
         actor.model_input(episode.observations, [episode.instruction] * len(executed))
     )
-    drawn = [own[:, order:]]
+    drawn, records = [own[:, order:]], []
     for _ in range(n_draws):
-        chunks = sampler.sample(actor.adapter, context, generator, len(executed)).actions
-        drawn.append(actor.env_actions(chunks)[:, :n, arm])
+        sample = sampler.sample(actor.adapter, context, generator, len(executed))
+        drawn.append(actor.env_actions(sample.actions)[:, :n, arm])
+        records.append({key: value.cpu() for key, value in sample.record.items()})
     asked = torch.stack([torch.cat([own[:, :order], chunk], 1) for chunk in drawn])
     jerks = commanded_jerk_rms(asked, executed, order)
     if by_length:
         lengths = commanded_path_length(asked, executed, order)
         jerks = jerks / (lengths + STILL * lengths.mean())
-    return torch.where(begun >= order, jerks, torch.nan)
+    return torch.where(begun >= order, jerks, torch.nan), records

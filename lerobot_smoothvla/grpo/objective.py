@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-AdvantageMode = Literal["joint", "separate", "chunkwise", "counterfactual"]
+AdvantageMode = Literal["joint", "separate", "chunkwise", "counterfactual", "best_draw"]
 NegativeSide = Literal["clip", "quadratic"]
 
 # exp(20) squared is still finite in float32.
@@ -55,6 +55,7 @@ def chunk_advantages(
       Averaged over an episode of 20 chunks, what one of them did is lost in what the others did.
     - `counterfactual`: the same with one phase, for a smoothness that is already relative to what else the
       policy draws for what it saw, see `grpo.counterfactual`.
+    - `best_draw`: A = normalise(success). Smoothness is learned from other chunks than those that were run.
     The floor keeps a group whose rewards hardly differ from full-size advantages.
 
     Args:
@@ -63,8 +64,9 @@ def chunk_advantages(
         total: (G,) combined reward, used by `joint` only.
         chunk_smoothness: G of (C_e,) in [0, 1], the smoothness of each chunk, or with `counterfactual` how
             much greater it is than that of others; NaN is neither better nor worse.
-        mode: `joint`, `separate`, `chunkwise` or `counterfactual`.
-        smoothness_weight: λ after normalisation, not used by `joint`, as `total` already holds its own.
+        mode: `joint`, `separate`, `chunkwise`, `counterfactual` or `best_draw`.
+        smoothness_weight: λ after normalisation, not used by `best_draw`, nor by `joint`, as `total` already
+            holds its own.
         std_floor: Added to each std; all rewards are of order one.
 
     Returns:
@@ -79,7 +81,7 @@ def chunk_advantages(
     by_success = _normalise((total if mode == "joint" else success).float(), std_floor)
     advantages = [by_success[e].repeat(len(chunks)) for e, chunks in enumerate(chunk_smoothness)]
     solved = (success > 0.5).nonzero()[:, 0].tolist()
-    if mode != "joint" and solved:
+    if mode not in ("joint", "best_draw") and solved:
         if mode in _PHASES:
             by_smoothness = _phase_advantages([chunk_smoothness[e] for e in solved], _PHASES[mode], std_floor)
         else:
@@ -133,11 +135,11 @@ def chunk_weights(chunks_per_episode: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ObjectiveStats:
-    """The loss, and how far the policy has moved from the one that sampled.
+    """The loss, and how far the policy has moved from the one that sampled, by the chunks that were run.
 
     Attributes:
         loss: Scalar with gradient, to be minimised.
-        ratio_deviation: Weighted mean of |ratio − 1|.
+        ratio_deviation: Weighted mean of |ratio − 1|; this and the others are 0 where no chunk was run.
         clip_fraction: Weighted share of ratios outside [1 − clip_low, 1 + clip_high].
         approx_kl: Weighted mean of ratio − 1 − log ratio, which estimates KL(old ‖ new), nats.
     """
@@ -158,8 +160,9 @@ def clipped_objective(
     negative: NegativeSide = "quadratic",
     negative_weight: float = 1.0,
     kl_weight: float = 0.0,
+    imitated: Tensor | None = None,
 ) -> ObjectiveStats:
-    """PPO's clipped objective with asymmetric bounds and a bounded negative side.
+    """PPO's clipped objective with asymmetric bounds and a bounded negative side, and imitation without any.
 
     With ratio = exp(log_ratio) and A = advantages, the gain of a term is
     - A ≥ 0: min(ratio·A, clamp(ratio, 1 − clip_low, 1 + clip_high)·A), flat above 1 + clip_high;
@@ -169,6 +172,8 @@ def clipped_objective(
     Negative gains are multiplied by negative_weight: pushing up the loss of failures has no floor of its own.
     The bounds are around the policy that sampled, so they hold within an iteration; over many iterations of
     negative advantages alone a flow-matching policy still drifts.
+    Chunks that are imitated have the gain A·log_ratio and no KL: a likelihood to be raised as in supervised
+    training, which has an end of its own.
     loss = Σ w·(mean over R of kl_weight·(ratio − 1 − log_ratio) − gain) / Σ w.
 
     Args:
@@ -180,6 +185,7 @@ def clipped_objective(
         negative: `clip` or `quadratic`.
         negative_weight: In [0, 1]; 0 learns from positive advantages only.
         kl_weight: Weight of the KL divergence from the policy that sampled.
+        imitated: (N,) bool; None for none.
 
     Returns:
         `ObjectiveStats`. To accumulate minibatches, weight each loss with its Σ w.
@@ -203,13 +209,19 @@ def clipped_objective(
         gain = torch.where(advantage < 0, penalised, gain)
     gain = torch.where(advantage < 0, negative_weight * gain, gain)
     kl = ratio - 1 - log_ratio
+    loss = kl_weight * kl - gain
+    acted = weights
+    if imitated is not None:
+        loss = torch.where(imitated[:, None], -log_ratio * advantage, loss)
+        acted = weights * ~imitated
 
-    def mean(term: Tensor) -> Tensor:
-        return (weights * term.mean(1)).sum() / weights.sum()
+    def mean(term: Tensor, of: Tensor) -> Tensor:
+        total = of.sum()
+        return (of * term.mean(1)).sum() / torch.where(total > 0, total, 1.0)
 
     return ObjectiveStats(
-        loss=mean(kl_weight * kl - gain),
-        ratio_deviation=mean((ratio - 1).abs()).item(),
-        clip_fraction=mean((ratio != clipped).float()).item(),
-        approx_kl=mean(kl).item(),
+        loss=mean(loss, weights),
+        ratio_deviation=mean((ratio - 1).abs(), acted).item(),
+        clip_fraction=mean((ratio != clipped).float(), acted).item(),
+        approx_kl=mean(kl, acted).item(),
     )

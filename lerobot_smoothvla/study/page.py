@@ -12,6 +12,7 @@ from lerobot_smoothvla.report.starts import VideoBudget, starts_section
 from lerobot_smoothvla.report.training import training_section
 from lerobot_smoothvla.study.plan import StudyConfig, stages, trials
 from lerobot_smoothvla.study.results import (
+    OURS,
     Cell,
     Key,
     cell_rows,
@@ -69,7 +70,7 @@ def _charts(cells: Mapping[Key, Cell]) -> list[Html]:
             }
             parts += _pareto(
                 f"{arm} through filters, {condition}",
-                {name: of_arms[name] for name in ("smooth", arm) if name in of_arms} | filtered,
+                {name: of_arms[name] for name in (*OURS, arm) if name in of_arms} | filtered,
             )
     return parts
 

@@ -42,8 +42,14 @@ ARMS: dict[str, tuple[str, ...]] = {
         "--algorithm.reward.combination=gated",
         "--algorithm.advantage=counterfactual",
     ),
+    "best": (
+        "--algorithm.reward.weight=2",
+        "--algorithm.reward.signal=ldlj",
+        "--algorithm.reward.combination=gated",
+        "--algorithm.advantage=best_draw",
+    ),
 }
-"""Flags in which the arms of GRPO differ: success alone; the paper's sum; ours."""
+"""Flags in which the arms of GRPO differ: success alone; the paper's sum; ours, by advantage or imitation."""
 
 GRPO = (
     "--algorithm.lr=1e-4",

@@ -39,8 +39,19 @@ succeed. A policy that only slows down improves the former and not the latter.""
 RELATIVE = ("jerk_rms", "jerk_rms_success")
 """Of these, differences are also a share of the baseline."""
 
-PLANNED = (("success", "smooth"), (WARM_START, "smooth"), (WARM_START, "success"), ("sum", "smooth"))
+PLANNED = (
+    ("success", "smooth"),
+    (WARM_START, "smooth"),
+    (WARM_START, "success"),
+    ("sum", "smooth"),
+    ("success", "best"),
+    (WARM_START, "best"),
+    ("smooth", "best"),
+)
 """Baseline and candidate of the comparisons that were planned; docs/study.md has their hypotheses."""
+
+OURS = ("smooth", "best")
+"""Arms that are also compared with each filtered baseline."""
 
 Key = tuple[str, str, str]
 """Condition, filter and arm."""
@@ -160,7 +171,7 @@ def summarise(found: Results) -> tuple[dict[Key, Cell], list[Comparison]]:
         for condition in dict.fromkeys(condition for condition, _, _ in found)
         for baseline, candidate in PLANNED
     ]
-    pairs += [(key, (key[0], "none", "smooth")) for key in found if key[1] != "none"]
+    pairs += [(key, (key[0], "none", ours)) for ours in OURS for key in found if key[1] != "none"]
     made = [_compare(found, *pair) for pair in pairs if found.keys() >= {*pair}]
     return cells, [comparison for comparison in made if comparison is not None]
 

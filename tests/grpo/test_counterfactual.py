@@ -11,7 +11,7 @@ from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.episode import Embodiment, Episode
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
-from lerobot_smoothvla.grpo.counterfactual import commanded_jerks, smoother_than_others
+from lerobot_smoothvla.grpo.counterfactual import commanded_jerks, smoother_than_others, smoothest_draws
 from lerobot_smoothvla.jerk_reward import JerkRewardConfig
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
 from lerobot_smoothvla.processor_smoothvla import make_smoothvla_pre_post_processors
@@ -20,12 +20,14 @@ from lerobot_smoothvla.rollout.engine import Actor
 POLICY = SmoothVLAConfig(**TINY_SMOOTHVLA | {"num_steps": 3})
 
 
-def algorithm(ratio: str = "flow_matching", signal: str = "jerk_rms", **settings) -> GRPOAlgorithm:
+def algorithm(
+    ratio: str = "flow_matching", signal: str = "jerk_rms", advantage: str = "counterfactual", **settings
+) -> GRPOAlgorithm:
     torch.manual_seed(0)
     actor = Actor(SmoothVLAPolicy(POLICY).eval(), *make_smoothvla_pre_post_processors(POLICY))
     reward = JerkRewardConfig(weight=2.0, signal=signal)
     return GRPOAlgorithm(
-        actor, GRPOConfig(advantage="counterfactual", ratio=ratio, reward=reward, group_size=4, **settings)
+        actor, GRPOConfig(advantage=advantage, ratio=ratio, reward=reward, group_size=4, **settings)
     )
 
 
@@ -104,10 +106,11 @@ def mean_jerk(grpo: GRPOAlgorithm, episode: Episode) -> float:
     return commanded_jerks(episode, grpo.actor, grpo.estimator, 16, (0,), by_length)[1:].nanmean().item()
 
 
+@pytest.mark.parametrize("advantage", ["counterfactual", "best_draw"])
 @pytest.mark.parametrize("signal", ["jerk_rms", "ldlj"])
-def test_updates_make_commands_smoother_where_all_succeed(signal):
+def test_updates_make_commands_smoother_where_all_succeed(signal, advantage):
     loose = {"clip_low": 0.5, "clip_high": 1.0, "negative_weight": 1.0}
-    grpo = algorithm(signal=signal, lr=1e-3, epochs=8, minibatch_size=32, **loose)
+    grpo = algorithm(signal=signal, advantage=advantage, lr=1e-3, epochs=8, minibatch_size=32, **loose)
     for update in range(3):  # What is seen is the same in each.
         group = sampled_group(grpo.actor, grpo.estimator, (1, 1, 1, 1), lengths=[[8] * 12] * 4)
         if update == 0:
@@ -117,9 +120,37 @@ def test_updates_make_commands_smoother_where_all_succeed(signal):
     assert mean_jerk(grpo, seen) < 0.85 * before
 
 
-def test_without_weight_on_smoothness_nothing_is_drawn(monkeypatch):
-    grpo = algorithm()
+def test_successes_alone_have_something_to_imitate():
+    grpo = algorithm(advantage="best_draw", epochs=2)
+    lengths = [[8] * 12, [8] * 4, [8] * 12, [8] * 12]
+    group = sampled_group(grpo.actor, grpo.estimator, (1, 1, 0, 1), lengths=lengths)
+    # The first chunk of an episode has no actions before it.
+    assert grpo.update(iter([[group]])).extra["n_chunks"] == 12 + 4 + 12 + 12 + 11 + 3 + 11
+
+
+@pytest.mark.parametrize("advantage", ["counterfactual", "best_draw"])
+def test_without_weight_on_smoothness_nothing_is_drawn(monkeypatch, advantage):
+    grpo = algorithm(advantage=advantage)
     grpo.config.reward = JerkRewardConfig(weight=0.0)
     monkeypatch.setattr("lerobot_smoothvla.grpo.algorithm.commanded_jerks", None)
+    monkeypatch.setattr("lerobot_smoothvla.grpo.algorithm.smoothest_draws", None)
     stats = grpo.update(iter([[sampled_group(grpo.actor, grpo.estimator)]]))
     assert stats.extra["n_chunks"] > 0
+
+
+@pytest.mark.parametrize("ratio", ["flow_matching", "flow_sde"])
+def test_the_smoothest_draw_is_one_of_those_that_are_compared(ratio):
+    grpo = algorithm(ratio)
+    episode = sampled_episode(grpo.actor, grpo.estimator, 0, [8] * 12)
+    how = (grpo.actor, grpo.estimator, 7, (0,))
+    record, known = smoothest_draws(episode, *how)
+    assert known.tolist() == [False] + [True] * 11
+    assert {key: value.shape for key, value in record.items()} == {
+        key: value.shape for key, value in episode.record.items()
+    }
+    if ratio == "flow_matching":
+        chunks = grpo.actor.env_actions(record["chunk"])[:, :8].flatten(0, 1)
+        drawn = replace(episode, actions=torch.cat([episode.actions[:8], chunks[8:]]))
+        # The second chunk's actions before it are those of the first, as when it was drawn.
+        best = commanded_jerks(drawn, *how)[0, 1]
+        torch.testing.assert_close(best, commanded_jerks(episode, *how)[1:, 1].min())

@@ -200,3 +200,25 @@ def test_wrong_shapes_and_names_are_rejected():
         objective(torch.zeros(3, 1), torch.zeros(3), negative="dual")
     with pytest.raises(ValueError, match="mode.*got 'both'"):
         advantages_of([1.0, 0.0], [0.5, 0.5], mode="both")
+
+
+def test_what_is_imitated_has_no_clip_and_tells_nothing_of_how_far_the_policy_moved():
+    log_ratio = torch.tensor([[0.1], [2.0]], requires_grad=True)
+    advantages, weights = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])
+    imitated = torch.tensor([False, True])
+    stats = clipped_objective(
+        log_ratio, advantages, weights, clip_low=0.2, clip_high=0.2, kl_weight=0.5, imitated=imitated
+    )
+    alone = clipped_objective(
+        log_ratio[:1], advantages[:1], weights[:1], clip_low=0.2, clip_high=0.2, kl_weight=0.5
+    )
+    torch.testing.assert_close(stats.loss, (alone.loss - 3 * 2 * 2.0) / 4)
+    figures = ("ratio_deviation", "clip_fraction", "approx_kl")
+    assert [getattr(stats, name) for name in figures] == [getattr(alone, name) for name in figures]
+    stats.loss.backward()
+    assert log_ratio.grad is not None and log_ratio.grad[1].item() == -3 * 2 / 4
+
+    nothing_run = clipped_objective(
+        log_ratio, advantages, weights, clip_low=0.2, clip_high=0.2, imitated=~imitated | imitated
+    )
+    assert [getattr(nothing_run, name) for name in figures] == [0, 0, 0]

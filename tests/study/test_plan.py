@@ -37,13 +37,14 @@ def test_the_warm_start_learns_from_the_uneven_demonstrations_of_the_trained_tas
 
 def test_the_arms_differ_in_reward_and_advantage_alone_and_share_everything_else(config, monkeypatch):
     runs = [parsed(stage, GRPOPipelineConfig, monkeypatch) for stage in of_grpo(config)]
-    assert len(runs) == 3 * len(config.plan.seeds)
-    success, paper, smooth = (run.algorithm for run in runs[:3])
+    assert len(runs) == 4 * len(config.plan.seeds)
+    success, paper, smooth, best = (run.algorithm for run in runs[:4])
     assert success.reward.weight == 0
     assert (paper.reward.combination, paper.advantage) == ("sum", "joint")
     assert (smooth.reward.combination, smooth.advantage) == ("gated", "counterfactual")
     assert smooth.reward.signal == "ldlj"  # Slow is the cheap way to smooth.
     same = {"reward": success.reward, "advantage": success.advantage}
+    assert replace(best, advantage=smooth.advantage) == smooth and best.advantage == "best_draw"
     assert replace(paper, **same) == replace(smooth, **same) == success
     assert {run.seed for run in runs} == set(config.plan.seeds) and not any(run.resume for run in runs)
 

@@ -38,7 +38,7 @@ def test_the_command_makes_what_is_missing_and_nothing_twice(study, tmp_path, ca
         *((condition, "none", arm) for condition in ("trained", "unseen") for arm in ("sft", *ARMS)),
         *(("trained", "exponential", arm) for arm in ("sft", "success")),
     }
-    assert len(json.loads((tmp_path / RESULTS).read_text())["comparisons"]) == 2 * 4 + 2
+    assert len(json.loads((tmp_path / RESULTS).read_text())["comparisons"]) == 2 * 7 + 2 * 2
     table = (tmp_path / TABLE).read_text()
     assert table in capfd.readouterr().out and "| trained | smooth − success+exponential |" in table
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("grpo/*/metrics.jsonl")}
