@@ -27,7 +27,7 @@ from lerobot_smoothvla.envs.tasks import selected_tasks
 from lerobot_smoothvla.episode import Episode
 from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
-from lerobot_smoothvla.grpo.counterfactual import commanded_jerks
+from lerobot_smoothvla.grpo.counterfactual import draw_again
 from lerobot_smoothvla.grpo.trainer import sample_starts
 from lerobot_smoothvla.rollout.engine import Actor, RolloutRequest
 from lerobot_smoothvla.rollout.local import make_engine
@@ -68,7 +68,7 @@ def roll_out(arguments: argparse.Namespace, actor: Actor) -> list[Episode]:
 
 def log_jerks(episode: Episode, actor: Actor, n_draws: int, seed: int) -> tuple[Tensor, Tensor]:
     """Of the chunks: measured (C,), and commanded (1 + K, C) of each and of the draws."""
-    commanded = commanded_jerks(episode, actor, DeployedSampler(), n_draws, (seed,))
+    commanded = draw_again(episode, actor, DeployedSampler(), n_draws, (seed,)).jerks
     measured = chunk_jerk_rms(episode.positions.double(), episode.dt, episode.executed)
     return measured.log(), commanded.log()
 

@@ -21,9 +21,8 @@ from torch.optim import AdamW, Optimizer
 
 from lerobot_smoothvla.episode import Episode, Group, ScoredEpisode
 from lerobot_smoothvla.flow.adapters.execution import store_frozen_in_bf16
-from lerobot_smoothvla.flow.ratio import RatioEstimator
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
-from lerobot_smoothvla.grpo.counterfactual import commanded_jerks, smoother_than_others, smoothest_draws
+from lerobot_smoothvla.grpo.counterfactual import Draws, draw_again, smoother_than_others, smoothest
 from lerobot_smoothvla.grpo.objective import chunk_advantages, chunk_weights, clipped_objective, keep_group
 from lerobot_smoothvla.grpo.ranks import Ranks
 from lerobot_smoothvla.rollout.engine import Actor
@@ -93,8 +92,7 @@ class Replay:
         """
         tensors = {key: torch.stack(rows) for key, rows in self.observations.items()}
         tensors |= {f"record.{key}": value.contiguous() for key, value in self.record.items()}
-        tensors |= {"executed": self.executed, "advantages": self.advantages, "weights": self.weights}
-        tensors |= {"imitated": self.imitated}
+        tensors |= {name: getattr(self, name) for name in ("executed", "advantages", "weights", "imitated")}
         file.parent.mkdir(parents=True, exist_ok=True)
         header = {"instructions": json.dumps(self.instructions)}
         save_file(tensors | {"baseline": baseline.contiguous()}, file, header)
@@ -237,12 +235,12 @@ class GRPOAlgorithm(RLAlgorithm):
         groups: list[Group] = next(batch_iterator)
         # Dropout and random crops would make other ratios than 1 before the first step.
         self.actor.policy.eval()
-        draws = self.config.advantage if self.config.reward.weight > 0 else None
-        if draws == "counterfactual":
+        mode = self.config.advantage if self.config.reward.weight > 0 else None
+        if mode == "counterfactual":
             with self._acting_with(behaviour):
                 groups = [self._against_draws(group) for group in groups]
         replay = Replay.from_groups(groups, self.config, self.actor.adapter.first_step)
-        if draws == "best_draw" and replay is not None:
+        if mode == "best_draw" and replay is not None:
             with self._acting_with(behaviour):
                 replay += self._best_draws(groups)
         generator = torch.Generator().manual_seed(self.optimization_step)
@@ -280,8 +278,8 @@ class GRPOAlgorithm(RLAlgorithm):
         """The group with each success's chunks against others that were drawn where they were."""
 
         def against_draws(index: int, scored: ScoredEpisode) -> ScoredEpisode:
-            jerks = commanded_jerks(scored.episode, *self._how_to_draw(group, index))
-            return replace(scored, chunk_smoothness=smoother_than_others(jerks))
+            draws = self._draw_again(group, index)
+            return replace(scored, chunk_smoothness=smoother_than_others(draws.jerks))
 
         return Group(
             tuple(
@@ -296,7 +294,7 @@ class GRPOAlgorithm(RLAlgorithm):
         for group in groups:
             for index, scored in enumerate(group.episodes):
                 if scored.success:
-                    record, there = smoothest_draws(scored.episode, *self._how_to_draw(group, index))
+                    record, there = smoothest(self._draw_again(group, index))
                     episodes.append(scored.episode)
                     records.append(record)
                     known.append(there)
@@ -306,13 +304,12 @@ class GRPOAlgorithm(RLAlgorithm):
         drawn = Replay.from_episodes(episodes, advantages, records, first_step, imitated=True)
         return drawn[there.nonzero()[:, 0]]
 
-    def _how_to_draw(
-        self, group: Group, index: int
-    ) -> tuple[Actor, RatioEstimator, int, tuple[int, ...], bool]:
-        """Actor, sampler, number, seed and measure of an episode's draws, whatever the rank that has it."""
-        start = group.start
+    def _draw_again(self, group: Group, index: int) -> Draws:
+        """For the looks of an episode of the group, the same whatever the rank that has it."""
+        episode, start = group.episodes[index].episode, group.start
         seed = (self.optimization_step, start.task_id, start.init_state, start.seed, index)
-        return self.actor, self.estimator, self.config.n_draws, seed, self.config.reward.is_ldlj
+        by_length = self.config.reward.is_ldlj
+        return draw_again(episode, self.actor, self.estimator, self.config.n_draws, seed, by_length)
 
     def _minibatches(self, n_chunks: int, generator: torch.Generator) -> list[Tensor]:
         """Indices of the chunks of each, over all epochs."""
@@ -366,8 +363,8 @@ class GRPOAlgorithm(RLAlgorithm):
         self.ranks.sum([weight, acted])
         means = dict.fromkeys(_OF_CHUNKS, 0.0)
         if replay is not None and baseline is not None and len(minibatch):
+            totals = weight.item(), acted.item()
             for index in minibatch.split(self.config.microbatch_size):
-                totals = weight.item(), acted.item()
                 for name, value in self._accumulate(replay[index], baseline[index], *totals).items():
                     means[name] += value
         if self.ranks.size > 1:

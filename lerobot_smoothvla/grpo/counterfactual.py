@@ -8,6 +8,8 @@ policy may be told how each chunk compares, or be shown the smoothest of the oth
 Dims: C chunks of an episode, n steps at most that are executed of a chunk, A dimensions of the arm, K draws.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,13 +22,27 @@ STILL = 0.1
 """Of the mean length that chunks command, added to each, so that a hand that should be still may be."""
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What else the policy draws for what it saw in an episode.
+
+    Attributes:
+        jerks: (1 + K, C) by `smoothness.commanded_jerk_rms`, or that over a length, the chunks' own first;
+            NaN where there are too few actions before.
+        records: K, of the sampler, each (C, ...) on the CPU.
+    """
+
+    jerks: Tensor
+    records: list[dict[str, Tensor]]
+
+
 def smoother_than_others(jerks: Tensor) -> Tensor:
     """Smoothness s of each chunk less the mean of all that were drawn for what the policy saw.
 
     s = 1 / (1 + J / mean J); the means are over the chunk and its K draws.
 
     Args:
-        jerks: (1 + K, C) J, see `commanded_jerks`.
+        jerks: (1 + K, C) J, see `Draws`.
 
     Returns:
         (C,) in [−1, 1]; NaN where J is, or nothing is commanded.
@@ -35,16 +51,31 @@ def smoother_than_others(jerks: Tensor) -> Tensor:
     return s[0] - s.mean(0)
 
 
+def smoothest(draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
+    """The draw for each look that commands the least jerk.
+
+    Args:
+        draws: Of an episode.
+
+    Returns:
+        (C, ...) the sampler's records of them, and (C,) bool, which there are.
+    """
+    best = draws.jerks[1:].argmin(0)
+    chunks = torch.arange(len(best))
+    records = {key: torch.stack([of[key] for of in draws.records])[best, chunks] for key in draws.records[0]}
+    return records, ~draws.jerks[0].isnan()
+
+
 @torch.no_grad()
-def commanded_jerks(
+def draw_again(
     episode: Episode,
     actor: Actor,
     sampler: Sampler,
     n_draws: int,
     seed: tuple[int, ...],
     by_length: bool = False,
-) -> Tensor:
-    """Commanded jerk RMS of each chunk and of other draws for what the policy saw, over the steps it was run.
+) -> Draws:
+    """Other chunks for what the policy saw in an episode, compared over the steps that its own were run.
 
     Args:
         episode: With its observations.
@@ -54,52 +85,7 @@ def commanded_jerks(
         seed: Of the draws.
         by_length: Whether to divide by the length of the commanded path. As all have the same time, that is
             the dimensionless jerk of the LDLJ, which a chunk does not lower by going less far.
-
-    Returns:
-        (1 + K, C), see `smoothness.commanded_jerk_rms`, the chunks' own first; NaN where there are too few
-        actions before.
     """
-    return _compared(episode, actor, sampler, n_draws, seed, by_length)[0]
-
-
-@torch.no_grad()
-def smoothest_draws(
-    episode: Episode,
-    actor: Actor,
-    sampler: Sampler,
-    n_draws: int,
-    seed: tuple[int, ...],
-    by_length: bool = False,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Of the draws that `commanded_jerks` compares with each chunk, the one that commands the least jerk.
-
-    Args:
-        episode: As there, and all others.
-        actor: The policy that acted in it.
-        sampler: How it drew.
-        n_draws: K.
-        seed: Of the draws.
-        by_length: Whether to divide by the length of the commanded path.
-
-    Returns:
-        (C, ...) the sampler's records of them, and (C,) bool, which there are.
-    """
-    jerks, records = _compared(episode, actor, sampler, n_draws, seed, by_length)
-    best = jerks[1:].argmin(0)
-    chunks = torch.arange(len(best))
-    smoothest = {key: torch.stack([record[key] for record in records])[best, chunks] for key in records[0]}
-    return smoothest, ~jerks[0].isnan()
-
-
-def _compared(
-    episode: Episode,
-    actor: Actor,
-    sampler: Sampler,
-    n_draws: int,
-    seed: tuple[int, ...],
-    by_length: bool,
-) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """(1 + K, C) `commanded_jerks`, and of the K draws what the sampler recorded, on the CPU."""
     embodiment, executed = episode.embodiment, episode.executed
     order, n = embodiment.jerk_order, int(executed.max())
     arm = arm_dimensions(episode.actions.shape[-1], embodiment.grippers)
@@ -122,4 +108,4 @@ def _compared(
     if by_length:
         lengths = commanded_path_length(asked, executed, order)
         jerks = jerks / (lengths + STILL * lengths.mean())
-    return torch.where(begun >= order, jerks, torch.nan), records
+    return Draws(torch.where(begun >= order, jerks, torch.nan), records)

@@ -11,7 +11,7 @@ from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.episode import Embodiment, Episode
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
-from lerobot_smoothvla.grpo.counterfactual import commanded_jerks, smoother_than_others, smoothest_draws
+from lerobot_smoothvla.grpo.counterfactual import draw_again, smoother_than_others, smoothest
 from lerobot_smoothvla.jerk_reward import JerkRewardConfig
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
 from lerobot_smoothvla.processor_smoothvla import make_smoothvla_pre_post_processors
@@ -32,7 +32,7 @@ def algorithm(
 
 
 def compared(grpo: GRPOAlgorithm, episode: Episode, seed: int = 0, n_draws: int = 7) -> torch.Tensor:
-    return smoother_than_others(commanded_jerks(episode, grpo.actor, grpo.estimator, n_draws, (seed,)))
+    return smoother_than_others(draw_again(episode, grpo.actor, grpo.estimator, n_draws, (seed,)).jerks)
 
 
 @pytest.mark.parametrize(("commands", "n_unknown"), [("displacement", 1), ("position", 2)])
@@ -93,7 +93,7 @@ def test_by_length_a_chunk_that_goes_less_far_is_no_smoother():
     slower = replace(episode, actions=episode.actions / 2)
 
     def own(of: Episode, by_length: bool) -> torch.Tensor:
-        return commanded_jerks(of, grpo.actor, grpo.estimator, 7, (0,), by_length)[0, 1:]
+        return draw_again(of, grpo.actor, grpo.estimator, 7, (0,), by_length).jerks[0, 1:]
 
     torch.testing.assert_close(own(slower, by_length=False), own(episode, by_length=False) / 2)
     ratio = own(slower, by_length=True) / own(episode, by_length=True)
@@ -103,7 +103,7 @@ def test_by_length_a_chunk_that_goes_less_far_is_no_smoother():
 def mean_jerk(grpo: GRPOAlgorithm, episode: Episode) -> float:
     """Of 16 draws for everything that was seen in an episode."""
     by_length = grpo.config.reward.is_ldlj
-    return commanded_jerks(episode, grpo.actor, grpo.estimator, 16, (0,), by_length)[1:].nanmean().item()
+    return draw_again(episode, grpo.actor, grpo.estimator, 16, (0,), by_length).jerks[1:].nanmean().item()
 
 
 @pytest.mark.parametrize("advantage", ["counterfactual", "best_draw"])
@@ -132,8 +132,7 @@ def test_successes_alone_have_something_to_imitate():
 def test_without_weight_on_smoothness_nothing_is_drawn(monkeypatch, advantage):
     grpo = algorithm(advantage=advantage)
     grpo.config.reward = JerkRewardConfig(weight=0.0)
-    monkeypatch.setattr("lerobot_smoothvla.grpo.algorithm.commanded_jerks", None)
-    monkeypatch.setattr("lerobot_smoothvla.grpo.algorithm.smoothest_draws", None)
+    monkeypatch.setattr("lerobot_smoothvla.grpo.algorithm.draw_again", None)
     stats = grpo.update(iter([[sampled_group(grpo.actor, grpo.estimator)]]))
     assert stats.extra["n_chunks"] > 0
 
@@ -143,7 +142,7 @@ def test_the_smoothest_draw_is_one_of_those_that_are_compared(ratio):
     grpo = algorithm(ratio)
     episode = sampled_episode(grpo.actor, grpo.estimator, 0, [8] * 12)
     how = (grpo.actor, grpo.estimator, 7, (0,))
-    record, known = smoothest_draws(episode, *how)
+    record, known = smoothest(draw_again(episode, *how))
     assert known.tolist() == [False] + [True] * 11
     assert {key: value.shape for key, value in record.items()} == {
         key: value.shape for key, value in episode.record.items()
@@ -152,5 +151,5 @@ def test_the_smoothest_draw_is_one_of_those_that_are_compared(ratio):
         chunks = grpo.actor.env_actions(record["chunk"])[:, :8].flatten(0, 1)
         drawn = replace(episode, actions=torch.cat([episode.actions[:8], chunks[8:]]))
         # The second chunk's actions before it are those of the first, as when it was drawn.
-        best = commanded_jerks(drawn, *how)[0, 1]
-        torch.testing.assert_close(best, commanded_jerks(episode, *how)[1:, 1].min())
+        best = draw_again(drawn, *how).jerks[0, 1]
+        torch.testing.assert_close(best, draw_again(episode, *how).jerks[1:, 1].min())

@@ -218,7 +218,8 @@ def test_what_is_imitated_has_no_clip_and_tells_nothing_of_how_far_the_policy_mo
     stats.loss.backward()
     assert log_ratio.grad is not None and log_ratio.grad[1].item() == -3 * 2 / 4
 
+    everything = torch.ones_like(imitated)
     nothing_run = clipped_objective(
-        log_ratio, advantages, weights, clip_low=0.2, clip_high=0.2, imitated=~imitated | imitated
+        log_ratio, advantages, weights, clip_low=0.2, clip_high=0.2, imitated=everything
     )
     assert [getattr(nothing_run, name) for name in figures] == [0, 0, 0]
