@@ -42,7 +42,7 @@ def main() -> None:
     env = ChunkedLiberoEnv(config, arguments.suite, 0)
     env.reset_to(Start(arguments.suite, 0, 0, 0))
     context = env._env.sim._render_context_offscreen
-    ways = {"whole": type(context).render.__get__(context), "shown": context.render}
+    ways = {"whole": context.render.whole, "shown": context.render}
     times: dict[str, list[float]] = {f"{camera}, {way}": [] for camera in CAMERAS for way in ways}
     expert, solved, n_steps, n_images, n_differing = PickAndPlace(env), False, 0, 0, 0
     while not solved:
