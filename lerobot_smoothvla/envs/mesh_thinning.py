@@ -25,7 +25,7 @@ _MARGIN = 1 / 64
 """Of a pixel: renderers round vertices to 1/256 of it."""
 _SMALL = 9
 """Pixels that a triangle may reach into to be tested; larger ones are drawn."""
-_SAMPLES_A_TRIANGLE = 0.5
+_SAMPLES_A_TRIANGLE = 0.75
 """Of an image: where there are more, so many triangles are drawn that testing them all gains nothing."""
 
 
@@ -44,28 +44,29 @@ class MeshThinner:
         GL.glBindFramebuffer(GL.GL_FRAMEBUFFER, context.con.offFBO)
         places = [GL.glGetMultisamplefv(GL.GL_SAMPLE_POSITION, i) for i in range(context.con.offSamples)]
         self._samples = np.array(places or [(0.5, 0.5)], np.float64)
-        computed = b"llvmpipe" in GL.glGetString(GL.GL_RENDERER)
-        n_triangles = model.mesh_facenum[model.geom_dataid[model.geom_type == _MESH]].sum()
-        self._most_pixels = computed * _SAMPLES_A_TRIANGLE * n_triangles / len(self._samples)
+        self._on_cpu = b"llvmpipe" in GL.glGetString(GL.GL_RENDERER)
 
-    def is_of_use(self, n_pixels: int) -> bool:
-        """Whether an image is made faster, which on a GPU it is not."""
-        return n_pixels <= self._most_pixels
-
-    def thin(self, seen: Iterable[tuple[Any, Sequence[View]]]) -> None:
-        """Before an image is made.
+    def thin(self, seen: Iterable[tuple[Any, Sequence[View]]], n_pixels: int) -> None:
+        """Before an image is made; where that would not make it faster, meshes are restored.
 
         Args:
             seen: Geometries of an updated scene, each with the views that may show it.
+            n_pixels: Of the image.
         """
+        shown = [
+            (geom, geom.dataid // 2, views)
+            for geom, views in seen
+            if geom.type == _MESH and geom.dataid % 2 == 0  # An odd one is the mesh's hull.
+        ]
+        n_triangles = sum(self._model.mesh_facenum[mesh] * len(views) for _, mesh, views in shown)
+        if not self._on_cpu or n_pixels * len(self._samples) > _SAMPLES_A_TRIANGLE * n_triangles:
+            self.restore()
+            return
         touches: dict[int, NDArray[np.bool_]] = {}
-        for geom, views in seen:
-            mesh, is_hull = divmod(geom.dataid, 2)
-            if geom.type == _MESH and not is_hull:
-                n = self._model.mesh_facenum[mesh]
-                of_mesh = touches.setdefault(mesh, np.zeros(n, np.bool_))
-                for view in views:
-                    self._find_touching(geom, mesh, view, of_mesh)
+        for geom, mesh, views in shown:
+            of_mesh = touches.setdefault(mesh, np.zeros(self._model.mesh_facenum[mesh], np.bool_))
+            for view in views:
+                self._find_touching(geom, mesh, view, of_mesh)
         with self._reduced(touches):
             self._upload(touches)
         self._thinned |= touches.keys()

@@ -64,24 +64,20 @@ class RenderWhatShows:
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(model, data, context.vopt, context.pert, context.cam, everything, context.scn)
         seen = _leave_out_what_is_hidden(context.scn, model, data, View.of(context.scn, width, height))
-        if seen is not None and self._thinner.is_of_use(width * height):
-            self._thinner.thin(seen)
-        else:
-            self._thinner.restore()
+        self._thinner.thin(seen, width * height)
         mujoco.mjr_render(mujoco.MjrRect(0, 0, width, height), context.scn, context.con)
 
 
-def _leave_out_what_is_hidden(
-    scene: Any, model: Any, data: Any, view: View
-) -> list[tuple[Any, list[View]]] | None:
+def _leave_out_what_is_hidden(scene: Any, model: Any, data: Any, view: View) -> list[tuple[Any, list[View]]]:
     """From an updated scene, in its camera's view and in the mirrors that this shows.
 
     Returns:
-        The geometries that are left and have bounds, with the views that may show them; None if any may.
+        The geometries that are left and have bounds, with the views that may show them; none of them if any
+        may show anything.
     """
     geoms = [geom for geom in (scene.geoms[i] for i in range(scene.ngeom)) if geom.objtype == _GEOM]
     if any(geom.type == _PLANE and geom.reflectance > 0 for geom in geoms):
-        return None
+        return []
     bounded = [geom for geom in geoms if geom.type != _PLANE]
     corners = _corners(model, data, np.array([geom.objid for geom in bounded]))
     views, shown = [view], [view.may_show(corners)]

@@ -37,7 +37,7 @@ def test_images_keep_every_bit_and_much_is_left_out(env, monkeypatch):
     monkeypatch.setattr(MeshThinner, "_upload", counting_upload)
     generator = np.random.default_rng(0)
     before = [getattr(model, name).copy() for name in dir(model) if name.startswith("mesh_")]
-    for size in ((128, 96), (64, 64), (300, 200), (64, 64)):
+    for size in ((128, 96), (64, 64), (600, 400), (64, 64)):
         env.step_chunk(np.tile(generator.uniform(-1, 1, 7), (8, 1)))
         env._enter_gl_context()
         for camera in ("agentview", "robot0_eye_in_hand"):
@@ -51,7 +51,7 @@ def test_images_keep_every_bit_and_much_is_left_out(env, monkeypatch):
             left_out.append(types.count(_NOT_DRAWN) / len(types))
             if size == (64, 64):
                 assert 0 < drawn_last < 40_000
-            if size == (300, 200):  # So many samples that meshes are drawn as they are.
+            if size == (600, 400):  # So many samples that meshes are drawn as they are.
                 assert drawn_last == 0
     assert min(left_out) > 0.05 and max(left_out) > 0.5
     after = [getattr(model, name) for name in dir(model) if name.startswith("mesh_")]
