@@ -58,7 +58,8 @@ class MeshThinner:
             for geom, views in seen
             if geom.type == _MESH and geom.dataid % 2 == 0  # An odd one is the mesh's hull.
         ]
-        n_triangles = sum(self._model.mesh_facenum[mesh] * len(views) for _, mesh, views in shown)
+        n_passes = max((len(views) for _, _, views in shown), default=0)  # MuJoCo's; each draws everything.
+        n_triangles = n_passes * sum(self._model.mesh_facenum[mesh] for _, mesh, _ in shown)
         if not self._on_cpu or n_pixels * len(self._samples) > _SAMPLES_A_TRIANGLE * n_triangles:
             self.restore()
             return
