@@ -46,6 +46,7 @@ def metrics(iteration: int, success: float | None) -> dict[str, Any]:
         "iteration": iteration,
         "success_rate": success,
         "jerk_rms": 8.0 - iteration,
+        "jerk_rms_success": 6.0 - iteration,
         "time_to_success": None,
         "ratio_deviation": 0.01,
         "clip_fraction": 0.1,

@@ -12,6 +12,7 @@ from lerobot_smoothvla.report.runs import TrainingRun, short_labels
 _CURVES = {
     "success_rate": ("Success of the rollouts", True),
     "jerk_rms": ("Jerk RMS, {unit}/s³", False),
+    "jerk_rms_success": ("Jerk RMS of successes, {unit}/s³", False),
     "joint_jerk_rms": ("Jerk RMS of the joints, rad/s³", False),
     "time_to_success": ("Time to success, s", False),
     "ratio_deviation": ("Mean |ratio − 1|", True),

@@ -77,12 +77,12 @@ def _charts(cells: Mapping[Key, Cell]) -> list[Html]:
 
 def _pareto(title: str, cells: Mapping[str, Cell]) -> list[Html]:
     points = [
-        Point(label, cell.measures["jerk_rms"], cell.measures["success_rate"], style)
+        Point(label, cell.measures["jerk_rms_success"], cell.measures["success_rate"], style)
         for style, (label, cell) in enumerate(cells.items())
-        if cell.measures["jerk_rms"] and cell.measures["success_rate"]
+        if cell.measures["jerk_rms_success"] and cell.measures["success_rate"]
     ]
     if not points:
         return []
     title = f"Success against jerk, {title}: up and to the left is better"
-    chart = scatter_chart(title, "jerk RMS, m/s³", "success rate", points)
+    chart = scatter_chart(title, "jerk RMS of successes, m/s³", "success rate", points)
     return [legend(list(cells)), tag("div", chart, class_="wide")]

@@ -88,8 +88,8 @@ def test_the_tables_have_the_figures_of_the_evaluation(tmp_path):
 
 def test_every_figure_of_the_training_is_there_as_a_number_too(tmp_path):
     text = text_of(page_of(write_training_run(tmp_path / "grpo", [0.25, None])))
-    assert " 1 0.250 7.00 - - 0.010 0.100 0.000 0.500 " in text
-    assert " 2 - 6.00 - " in text
+    assert " 1 0.250 7.00 5.00 - - 0.010 0.100 0.000 0.500 " in text
+    assert " 2 - 6.00 4.00 - " in text
 
 
 def test_settings_and_origin_are_on_the_page(tmp_path):
