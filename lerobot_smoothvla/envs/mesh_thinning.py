@@ -41,10 +41,13 @@ class MeshThinner:
         """
         self._model, self._context = model, context
         self._thinned: set[int] = set()
-        GL.glBindFramebuffer(GL.GL_FRAMEBUFFER, context.con.offFBO)
-        places = [GL.glGetMultisamplefv(GL.GL_SAMPLE_POSITION, i) for i in range(context.con.offSamples)]
-        self._samples = np.array(places or [(0.5, 0.5)], np.float64)
         self._on_cpu = b"llvmpipe" in GL.glGetString(GL.GL_RENDERER)
+        places = []
+        if self._on_cpu:
+            GL.glBindFramebuffer(GL.GL_FRAMEBUFFER, context.con.offFBO)
+            n = context.con.offSamples
+            places = [GL.glGetMultisamplefv(GL.GL_SAMPLE_POSITION, index) for index in range(n)]
+        self._samples = np.array(places or [(0.5, 0.5)], np.float64)
 
     def thin(self, seen: Iterable[tuple[Any, Sequence[View]]], n_pixels: int) -> None:
         """Before an image is made; where that would not make it faster, meshes are restored.
