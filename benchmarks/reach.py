@@ -12,14 +12,13 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from lerobot_smoothvla.evaluation.report import read_evaluation
+from lerobot_smoothvla.smoothness import jerk
 
 BASES = {"libero_object": (-0.6, 0.0), "libero_spatial": (-0.66, 0.0)}
 """Of their robots, m."""
-STEP = 0.05
-"""Control period, s."""
 
 
 def main() -> None:
@@ -30,23 +29,24 @@ def main() -> None:
     parser.add_argument("evaluations", type=Path)
     parser.add_argument("--far", type=float, default=0.8, help="m, horizontally")
     arguments = parser.parse_args()
-    distances, jerks, n_episodes = defaultdict(list), defaultdict(list), defaultdict(int)
+    distances, jerks = defaultdict(list), defaultdict(list)
     for directory in sorted(arguments.evaluations.iterdir()):
         arm = directory.name.rsplit("_", 1)[0]
         for measurement in read_evaluation(directory)[1]["policy"].measurements:
-            positions = np.asarray(measurement.positions)
-            jerks[arm].append(np.linalg.norm(np.diff(positions, 3, axis=0) / STEP**3, axis=1))
-            distances[arm].append(np.linalg.norm(positions[3:, :2] - BASES[measurement.start.suite], axis=1))
-            n_episodes[arm] += 1
+            positions = measurement.positions.double()
+            dt = measurement.terms["duration"] / (len(positions) - 1)
+            base = torch.tensor(BASES[measurement.start.suite])
+            jerks[arm].append(jerk(positions, dt).norm(dim=-1))
+            distances[arm].append((positions[3:, :2] - base).norm(dim=-1))
     found = {}
     for arm in jerks:
-        squared, far = np.concatenate(jerks[arm]) ** 2, np.concatenate(distances[arm]) > arguments.far
+        squared, far = torch.cat(jerks[arm]) ** 2, torch.cat(distances[arm]) > arguments.far
         found[arm] = {
-            "episodes": n_episodes[arm],
-            "near": round(float(np.sqrt(squared[~far].mean())), 1),
-            "far": round(float(np.sqrt(squared[far].mean())), 1),
-            "share of steps": round(float(far.mean()), 2),
-            "share of squared jerk": round(float(squared[far].sum() / squared.sum()), 2),
+            "episodes": len(jerks[arm]),
+            "near": round(squared[~far].mean().sqrt().item(), 1),
+            "far": round(squared[far].mean().sqrt().item(), 1),
+            "share of steps": round(far.double().mean().item(), 2),
+            "share of squared jerk": round((squared[far].sum() / squared.sum()).item(), 2),
         }
     print(json.dumps(found))
 

@@ -50,12 +50,14 @@ class MeshThinner:
         self._samples = np.array(places or [(0.5, 0.5)], np.float64)
 
     def thin(self, seen: Iterable[tuple[Any, Sequence[View]]], n_pixels: int) -> None:
-        """Before an image is made; where that would not make it faster, meshes are restored.
+        """Before an image is made; where that would not make it faster, meshes are whole.
 
         Args:
             seen: Geometries of an updated scene, each with the views that may show it.
             n_pixels: Of the image.
         """
+        if not self._on_cpu:
+            return
         shown = [
             (geom, geom.dataid // 2, views)
             for geom, views in seen
@@ -63,7 +65,7 @@ class MeshThinner:
         ]
         n_passes = max((len(views) for _, _, views in shown), default=0)  # MuJoCo's; each draws everything.
         n_triangles = n_passes * sum(self._model.mesh_facenum[mesh] for _, mesh, _ in shown)
-        if not self._on_cpu or n_pixels * len(self._samples) > _SAMPLES_A_TRIANGLE * n_triangles:
+        if n_pixels * len(self._samples) > _SAMPLES_A_TRIANGLE * n_triangles:
             self.restore()
             return
         touches: dict[int, NDArray[np.bool_]] = {}
@@ -92,7 +94,7 @@ class MeshThinner:
             view.pixel,
             (view.low - view.corner) / view.pixel,
             (view.high - view.corner) / view.pixel,
-            -np.linalg.det(view.axes),
+            view.facing,
             self._samples,
             touches,
         )

@@ -4,6 +4,7 @@ Dims: N boxes of 8 corners. Units: m, world frame.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import mujoco
@@ -19,7 +20,7 @@ class View:
 
     Attributes:
         eye: (3,) its tip.
-        axes: (3, 3) rows are unit vectors to the right, up and forward; left-handed in a mirror.
+        axes: (3, 3) rows are unit vectors to the right, up and forward; right-handed in a mirror only.
         low: (2,) least tangent of the angle to the right, and up.
         high: (2,) greatest.
         near: Distance along the forward axis where it begins.
@@ -54,6 +55,11 @@ class View:
         high = np.array([left.frustum_center + half, left.frustum_top]) / left.frustum_near
         axes = np.stack([np.cross(forward, up), up, forward])
         return cls(eye, axes, low, high, left.frustum_near, low, (high - low) / (width, height))
+
+    @cached_property
+    def facing(self) -> float:
+        """Sign of the area that a triangle has in the image if it faces the eye; negative in a mirror."""
+        return float(-np.linalg.det(self.axes))
 
     def may_show(self, corners: Array) -> NDArray[np.bool_]:
         """(N,) false for boxes, by their (N, 8, 3) corners, that are all beyond one side."""

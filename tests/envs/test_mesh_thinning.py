@@ -31,27 +31,21 @@ def covered(corners: np.ndarray, facing: float, low: float, high: float) -> np.n
     return within.any(1) & (corners[..., 2] > 0.1).all(1)
 
 
+def mark(touches: np.ndarray, corners: np.ndarray, facing: float = 1.0, window=(0.0, PIXELS)) -> None:
+    """In an image whose lower left is straight ahead, a tangent of 1 wide and high."""
+    faces = np.arange(3 * len(corners), dtype=np.int32).reshape(-1, 3)
+    pose, image = (np.eye(3), np.zeros(3), 0.1), (np.zeros(2), np.full(2, 1 / PIXELS))
+    limits = [np.full(2, float(limit)) for limit in window]
+    _find_touching(corners.reshape(-1, 3), faces, *pose, *image, *limits, facing, SAMPLES, touches)
+
+
 @pytest.mark.parametrize("facing", [1.0, -1.0])
 @pytest.mark.parametrize("size", [0.05, 0.5, 5.0])
 @pytest.mark.parametrize("window", [(0.0, PIXELS), (3.0, 9.0)])
 def test_no_triangle_is_left_out_that_a_sample_sees(facing, size, window):
     corners = triangles(4000, size)
     touches = np.zeros(len(corners), np.bool_)
-    low, high = (np.full(2, limit) for limit in window)
-    _find_touching(
-        corners.reshape(-1, 3),
-        np.arange(3 * len(corners), dtype=np.int32).reshape(-1, 3),
-        np.eye(3),
-        np.zeros(3),
-        0.1,
-        np.zeros(2),
-        np.full(2, 1 / PIXELS),
-        low,
-        high,
-        facing,
-        SAMPLES,
-        touches,
-    )
+    mark(touches, corners, facing, window)
     needed = covered(corners.astype(np.float64), facing, *window)
     assert needed.any() and touches[needed].all()
     across_the_tip = (corners[..., 2] <= 0.1).any(1) & (corners[..., 2] > 0.1).any(1)
@@ -63,17 +57,11 @@ def test_no_triangle_is_left_out_that_a_sample_sees(facing, size, window):
 def test_of_tiny_triangles_few_more_are_drawn_than_samples_see():
     corners = triangles(20_000, 0.05)
     touches = np.zeros(len(corners), np.bool_)
-    arguments = np.eye(3), np.zeros(3), 0.1, np.zeros(2), np.full(2, 1 / PIXELS)
-    faces = np.arange(3 * len(corners), dtype=np.int32).reshape(-1, 3)
-    limits = np.zeros(2), np.full(2, float(PIXELS))
-    _find_touching(corners.reshape(-1, 3), faces, *arguments, *limits, 1.0, SAMPLES, touches)
+    mark(touches, corners)
     assert touches.sum() < 0.05 * len(corners)
 
 
 def test_what_is_marked_stays_so():
     corners, touches = triangles(100, 0.05), np.ones(100, np.bool_)
-    faces = np.arange(300, dtype=np.int32).reshape(-1, 3)
-    arguments = np.eye(3), np.zeros(3), 0.1, np.zeros(2), np.full(2, 1 / PIXELS)
-    limits = np.zeros(2), np.full(2, float(PIXELS))
-    _find_touching(corners.reshape(-1, 3), faces, *arguments, *limits, 1.0, SAMPLES, touches)
+    mark(touches, corners)
     assert touches.all()

@@ -45,14 +45,13 @@ def test_images_keep_every_bit_and_much_is_left_out(env, monkeypatch):
             for way in (render.whole, render):
                 context.render = way
                 images.append(env._env.sim.render(camera_name=camera, width=size[0], height=size[1]))
-                drawn_last = drawn[-1]
             np.testing.assert_array_equal(*images)
             types = [context.scn.geoms[index].type for index in range(context.scn.ngeom)]
             left_out.append(types.count(_NOT_DRAWN) / len(types))
             if size == (64, 64):
-                assert 0 < drawn_last < 40_000
+                assert 0 < drawn[-1] < 40_000
             if size == (600, 400):  # So many samples that meshes are drawn as they are.
-                assert drawn_last == 0
+                assert drawn[-1] == 0
     assert min(left_out) > 0.05 and max(left_out) > 0.5
     after = [getattr(model, name) for name in dir(model) if name.startswith("mesh_")]
     assert all(np.array_equal(was, now) for was, now in zip(before, after, strict=True))
