@@ -34,9 +34,8 @@ def main() -> None:
         arm = directory.name.rsplit("_", 1)[0]
         for measurement in read_evaluation(directory)[1]["policy"].measurements:
             positions = measurement.positions.double()
-            dt = measurement.terms["duration"] / (len(positions) - 1)
             base = torch.tensor(BASES[measurement.start.suite])
-            jerks[arm].append(jerk(positions, dt).norm(dim=-1))
+            jerks[arm].append(jerk(positions, measurement.dt).norm(dim=-1))
             distances[arm].append((positions[3:, :2] - base).norm(dim=-1))
     found = {}
     for arm in jerks:

@@ -150,6 +150,13 @@ class Measurement:
     unit: str = "m"
     positions: Tensor | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def dt(self) -> float | None:
+        """Control period, s; None where there are no two positions."""
+        if self.positions is None or len(self.positions) < 2:
+            return None
+        return self.terms["duration"] / (len(self.positions) - 1)
+
 
 @dataclass(frozen=True)
 class Summary:

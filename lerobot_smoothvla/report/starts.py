@@ -139,9 +139,9 @@ def _start(start: Start, policies: Sequence[Policy], budget: VideoBudget) -> lis
         button = tag("button", "Play together", class_="together", type="button") if several else Html()
         parts.append(tag("div", button, players))
     kept = [
-        (policy.label, style, m.positions, m.terms["duration"] / (len(m.positions) - 1))
+        (policy.label, style, m.positions, m.dt)
         for style, policy, m in played
-        if m.positions is not None and len(m.positions) > 1
+        if m.positions is not None and m.dt is not None
     ]
     said = "This evaluation kept no positions, so there are no profiles: evaluate again to have them."
     parts.append(profile_charts(kept, unit) if kept else tag("p", said, class_="note"))

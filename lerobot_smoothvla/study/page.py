@@ -36,7 +36,7 @@ def write_study_page(config: StudyConfig) -> Path:
     parts = [tag("h2", "Arms"), table("Mean over seeds and starts with its 95 % interval", header, rows)]
     parts += _charts(cells)
     header, *rows = comparison_rows(comparisons)
-    parts += [tag("h2", "Planned comparisons"), table("Paired by start and seed", header, rows)]
+    parts += [tag("h2", "Comparisons"), table("Paired by start and seed", header, rows)]
 
     runs = [config.directory / stage.name for stage in stages(config) if stage.independent and stage.done()]
     if runs:

@@ -68,8 +68,9 @@ FILTERS: dict[str, type[ActionFilterConfig]] = {
     "blend": ChunkBlendConfig,
     "rtc": RealTimeChunkingConfig,
 }
-FILTERED = (WARM_START, "success")
-"""The arms that are also evaluated through the filters."""
+_ALL = ("exponential", "jerk_limited", "blend", "rtc")
+FILTERED: dict[str, tuple[str, ...]] = {WARM_START: _ALL, "success": _ALL, "best": ("blend",)}
+"""The arms that are also evaluated through filters."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Size:
     unseen_episodes: int = 7
     shifts: tuple[ShiftKind, ...] = ("camera", "light", "arm", "placement")
     shift_episodes: int = 2
-    filters: tuple[str, ...] = ("exponential", "jerk_limited", "blend", "rtc")
+    filters: tuple[str, ...] = _ALL
     horizon: int | None = None
 
 
@@ -250,7 +251,10 @@ def trials(plan: Size) -> list[Trial]:
     found = [Trial(arm, seed, condition) for condition in conditions(plan) for arm, seed in policies]
     trained = conditions(plan)[0]
     return found + [
-        Trial(arm, seed, trained, name) for name in plan.filters for arm, seed in policies if arm in FILTERED
+        Trial(arm, seed, trained, name)
+        for name in plan.filters
+        for arm, seed in policies
+        if name in FILTERED.get(arm, ())
     ]
 
 

@@ -53,6 +53,9 @@ PLANNED = (
 OURS = ("smooth", "best")
 """Arms that are also compared with each filtered baseline."""
 
+NOT_PLANNED = ((("trained", "blend", "success"), ("trained", "blend", "best")),)
+"""Baseline and candidate of a comparison that was thought of when the others were known."""
+
 Key = tuple[str, str, str]
 """Condition, filter and arm."""
 Results = dict[Key, dict[int, Evaluation]]
@@ -80,6 +83,7 @@ class Comparison:
 
     Attributes:
         condition: Of both.
+        planned: Whether it was to be made before anything was known.
         baseline: Arm and filter, "arm+filter".
         candidate: The same.
         differences: Of each of `MEASURES`.
@@ -87,6 +91,7 @@ class Comparison:
     """
 
     condition: str
+    planned: bool
     baseline: str
     candidate: str
     differences: dict[str, Interval | None]
@@ -159,7 +164,7 @@ def read_episodes(directory: Path) -> Results:
 
 
 def summarise(found: Results) -> tuple[dict[Key, Cell], list[Comparison]]:
-    """Means of every arm, and the planned comparisons that can be made: also with each filtered baseline."""
+    """Means of every arm, and the comparisons that can be made: also with each filtered baseline."""
     cells = {}
     for key, runs in found.items():
         reference = _reference(found, key[0])
@@ -171,7 +176,9 @@ def summarise(found: Results) -> tuple[dict[Key, Cell], list[Comparison]]:
         for condition in dict.fromkeys(condition for condition, _, _ in found)
         for baseline, candidate in PLANNED
     ]
-    pairs += [(key, (key[0], "none", ours)) for ours in OURS for key in found if key[1] != "none"]
+    filtered = [key for key in found if key[1] != "none" and key[2] not in OURS]
+    pairs += [(key, (key[0], "none", ours)) for ours in OURS for key in filtered]
+    pairs += NOT_PLANNED
     made = [_compare(found, *pair) for pair in pairs if found.keys() >= {*pair}]
     return cells, [comparison for comparison in made if comparison is not None]
 
@@ -197,7 +204,8 @@ def _compare(found: Results, baseline: Key, candidate: Key) -> Comparison | None
             there = np.isfinite(difference)
             relative[measure] = _interval(difference / before[there].mean()) if there.any() else None
     names = ["+".join((arm, *([f] if f != "none" else []))) for _, f, arm in (baseline, candidate)]
-    return Comparison(condition, names[0], names[1], differences, relative)
+    planned = (baseline, candidate) not in NOT_PLANNED
+    return Comparison(condition, planned, names[0], names[1], differences, relative)
 
 
 def _reference(found: Results, condition: str) -> Evaluation | None:
@@ -266,14 +274,14 @@ def cell_rows(cells: Mapping[Key, Cell]) -> list[list[str]]:
 
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
-    """Headers, and a row for each planned comparison."""
+    """Headers, and a row for each comparison."""
     measured = ("at matched duration", "solved after, s")
     rows = [["condition", "difference", "success", "jerk RMS, m/s³", "%", "of successes, %", *measured]]
     for c in comparisons:
         rows.append(
             [
                 c.condition,
-                f"{c.candidate} − {c.baseline}",
+                f"{c.candidate} − {c.baseline}" + ("" if c.planned else " (not planned)"),
                 interval_text(c.differences["success_rate"], signed=True),
                 interval_text(c.differences["jerk_rms"], signed=True),
                 *(interval_text(c.relative[measure], signed=True, scale=100) for measure in RELATIVE),

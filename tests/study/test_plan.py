@@ -83,7 +83,9 @@ def test_every_trial_has_a_checkpoint_that_a_stage_makes_and_a_directory_of_its_
     planned = trials(config.plan)
     assert {trial.checkpoint(config.directory) for trial in planned} == made
     assert len({trial.output_dir(config.directory) for trial in planned}) == len(planned)
-    assert {trial.arm for trial in planned if trial.filter != "none"} == {"sft", "success"}
+    filtered = {(trial.arm, trial.filter) for trial in planned if trial.filter != "none"}
+    both = {(arm, name) for arm in ("sft", "success") for name in config.plan.filters}
+    assert filtered == both | {("best", name) for name in config.plan.filters if name == "blend"}
 
 
 def test_an_interrupted_run_resumes_and_a_finished_one_is_done(config):

@@ -73,6 +73,15 @@ def test_a_filter_is_what_the_jerk_reward_is_compared_with():
     assert found.differences["jerk_rms"].estimate == pytest.approx(-3.0)
 
 
+def test_what_was_not_planned_says_so_and_is_not_a_baseline():
+    blended = {("trained", "blend", arm): {1: evaluation(lambda jerk: jerk)} for arm in ("success", "best")}
+    _, comparisons = summarise(results() | blended)
+    assert not comparison(comparisons, "best+blend", "success+blend").planned
+    assert [c.planned for c in comparisons].count(False) == 1
+    assert "best+blend − success+blend (not planned)" in comparison_rows(comparisons)[-1]
+    assert not [c for c in comparisons if c.baseline == "best+blend"]
+
+
 def test_arms_without_a_seed_in_common_are_not_compared():
     found = results()
     found["trained", "none", "smooth"] = {4: evaluation(lambda jerk: jerk)}
