@@ -9,6 +9,7 @@ from lerobot_smoothvla.envs.tasks import require_usable, selected_tasks
 from lerobot_smoothvla.evaluation import report
 from lerobot_smoothvla.evaluation.command import EvalCommandConfig
 from lerobot_smoothvla.evaluation.evaluate import evaluate, evaluation_starts
+from lerobot_smoothvla.locking import sole_writer
 from lerobot_smoothvla.provenance import record
 from lerobot_smoothvla.rollout.local import make_engine
 
@@ -44,4 +45,6 @@ def run(config: EvalCommandConfig) -> None:
 
 def main() -> None:
     """Entry of `smoothvla eval`."""
-    run(parse(EvalCommandConfig))
+    config = parse(EvalCommandConfig)
+    with sole_writer(config.output_dir, "--output_dir"):
+        run(config)

@@ -194,8 +194,8 @@ def commands_of(config: EnvConfig) -> tuple[Embodiment, float]:
         return adapter.embodiment, 1 / adapter.control_hz
     if config.control_mode != "relative":
         raise ValueError(
-            "LIBERO's absolute actions hold rotation vectors, which jump at half a turn and cannot be "
-            "filtered axis by axis; use --env.control_mode=relative."
+            "LIBERO's absolute actions hold rotation vectors, which jump at half a turn: axis by axis they "
+            "command no jerk and cannot be filtered; use --env.control_mode=relative."
         )
     return Embodiment(), 1 / config.fps
 

@@ -6,6 +6,7 @@ length 3 about a twentieth of that.
 Dims: B batch, H steps a chunk, P padded action dimensions. Action dimensions are independent of one another.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -76,7 +77,7 @@ def noise_factor(
     Raises:
         ValueError: If `length` is negative or `jitter` is not positive.
     """
-    if length < 0:
+    if not 0 <= length < math.inf:
         raise ValueError(f"`length` should be 0 (white) or a positive number of control steps, got {length}.")
     if jitter <= 0:
         raise ValueError(f"`jitter` should be positive, as RBF covariances are near singular, got {jitter}.")

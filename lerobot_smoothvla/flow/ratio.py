@@ -7,6 +7,7 @@ Dims: B batch, H steps a chunk, P padded action dimensions, A ≤ P real ones, R
 to action.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lerobot_smoothvla.flow.noise import Randomness, integers, noise_factor, normal, sample_noise, uniform
+from lerobot_smoothvla.flow.noise import Randomness, integers, noise_factor, normal, uniform
 from lerobot_smoothvla.flow.policy import ChunkPolicy, Context, DiffusionPolicy, FlowPolicy
 from lerobot_smoothvla.flow.sampling import (
     ChunkSample,
@@ -29,6 +30,11 @@ from lerobot_smoothvla.flow.sampling import (
 
 class RatioEstimator(ABC):
     """Samples chunks and estimates the probability ratio of the executed part of each."""
+
+    @property
+    def least_steps(self) -> int:
+        """What K has to be at least."""
+        return 1
 
     @abstractmethod
     def sample(
@@ -95,8 +101,7 @@ class StepwiseRatio(RatioEstimator):
         skip_last: Leave the last step as deployed, as its noise goes straight into the actions.
 
     Raises:
-        ValueError: If `level` is not positive or `stochastic_steps` is unknown; when sampling, if `skip_last`
-            leaves no step.
+        ValueError: If `level` is not positive, `stochastic_steps` is unknown, or `noise_length` is negative.
     """
 
     level: float
@@ -106,13 +111,19 @@ class StepwiseRatio(RatioEstimator):
 
     def __post_init__(self) -> None:
         """Reject what has no density."""
-        if self.level <= 0:
+        if not 0 < self.level < math.inf:
             raise ValueError(
                 f"`level` should be positive, got {self.level}; "
                 "for noise-free rollouts use `FlowMatchingRatio`."
             )
         if self.stochastic_steps not in ("one", "all"):
             raise ValueError(f"`stochastic_steps` should be 'one' or 'all', got {self.stochastic_steps!r}.")
+        noise_factor(1, self.noise_length)
+
+    @property
+    def least_steps(self) -> int:
+        """One that explores, beside the last where that may not."""
+        return 1 + self.skip_last
 
     @abstractmethod
     def predict(self, policy: Any, context: Context, x: Tensor, step: Tensor) -> Tensor:
@@ -141,10 +152,10 @@ class StepwiseRatio(RatioEstimator):
             prediction = self.predict(policy, context, x, step)
             exploring = self.exploring(policy, prediction, x, step)
             deployed = self.deployed(policy, prediction, x, step)
-            noise = sample_noise(factor, batch_size, policy.padded_action_dim, generator)
-            explored = exploring.mean + exploring.std * noise
+            white = normal(x.shape, generator)
+            explored = exploring.mean + exploring.std * (factor @ white)
             stochastic = (steps == k).any(1)[:, None, None]
-            x = torch.where(stochastic, explored, deployed.mean + deployed.std * noise)
+            x = torch.where(stochastic, explored, deployed.mean + deployed.std * white)
             points.append(x)
             gaussians.append(exploring)
         rows, path = torch.arange(batch_size, device=device)[:, None], torch.stack(points, dim=1)
@@ -186,11 +197,6 @@ class StepwiseRatio(RatioEstimator):
     def _draw_steps(self, num_steps: int, batch_size: int, generator: Randomness) -> Tensor:
         """Indices of the stochastic denoising steps, (B, R)."""
         n_candidates = num_steps - self.skip_last
-        if n_candidates < 1:
-            raise ValueError(
-                f"`skip_last` leaves no stochastic step with num_steps={num_steps}; "
-                "raise `num_steps` to at least 2 or set `skip_last=False`."
-            )
         if self.stochastic_steps == "all":
             return torch.arange(n_candidates, device=generator.device).repeat(batch_size, 1)
         return integers(n_candidates, (batch_size, 1), generator)

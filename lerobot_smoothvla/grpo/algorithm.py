@@ -72,16 +72,17 @@ class Replay:
             self.imitated[index],
         )
 
-    def __add__(self, other: Self) -> Self:
-        """These chunks and those."""
-        return type(self)(
-            {key: rows + other.observations[key] for key, rows in self.observations.items()},
-            self.instructions + other.instructions,
-            {key: torch.cat([value, other.record[key]]) for key, value in self.record.items()},
-            torch.cat([self.executed, other.executed]),
-            torch.cat([self.advantages, other.advantages]),
-            torch.cat([self.weights, other.weights]),
-            torch.cat([self.imitated, other.imitated]),
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The chunks of one part after those of the other."""
+        return cls(
+            {key: [row for part in parts for row in part.observations[key]] for key in parts[0].observations},
+            [instruction for part in parts for instruction in part.instructions],
+            {key: torch.cat([part.record[key] for part in parts]) for key in parts[0].record},
+            *(
+                torch.cat([getattr(part, name) for part in parts])
+                for name in ("executed", "advantages", "weights", "imitated")
+            ),
         )
 
     def save(self, file: Path, baseline: Tensor) -> None:
@@ -191,7 +192,8 @@ class GRPOAlgorithm(RLAlgorithm):
             ranks: That learn together, each from groups of its own; None for this process alone.
 
         Raises:
-            ValueError: If the policy has no part of a name to freeze, or nothing of it is trainable.
+            ValueError: If the policy has no part of a name to freeze, nothing of it is trainable, or it takes
+                too few steps to explore in.
         """
         actor.adapter.freeze(config.freeze)
         if config.bf16 and actor.adapter.frozen_in_bf16:
@@ -201,6 +203,11 @@ class GRPOAlgorithm(RLAlgorithm):
         self.lr = config.lr
         self.ranks = ranks or Ranks()
         self.estimator = config.estimator(actor.policy.config)
+        if actor.adapter.num_steps < self.estimator.least_steps:
+            raise ValueError(
+                f"The policy denoises in {actor.adapter.num_steps} step, and the last does not explore; give "
+                f"it at least {self.estimator.least_steps}, or set --algorithm.noise_last_step=true."
+            )
         self._parameters = [p for p in actor.policy.parameters() if p.requires_grad]
         if not self._parameters:
             raise ValueError(
@@ -239,10 +246,8 @@ class GRPOAlgorithm(RLAlgorithm):
         if mode == "counterfactual":
             with self._acting_with(behaviour):
                 groups = [self._against_draws(group) for group in groups]
-        replay = Replay.from_groups(groups, self.config, self.actor.adapter.first_step)
-        if mode == "best_draw" and replay is not None:
-            with self._acting_with(behaviour):
-                replay += self._best_draws(groups)
+        with self._acting_with(behaviour):
+            replay = self._replay(groups, with_best=mode == "best_draw")
         generator = torch.Generator().manual_seed(self.optimization_step)
         self.optimization_step += 1
         counts = self.ranks.gather(0 if replay is None else len(replay))
@@ -288,16 +293,24 @@ class GRPOAlgorithm(RLAlgorithm):
             )
         )
 
-    def _best_draws(self, groups: Sequence[Group]) -> Replay:
-        """The smoothest of what is drawn for each look of their successes, to be imitated."""
-        episodes, records, known = [], [], []
+    def _replay(self, groups: Sequence[Group], with_best: bool) -> Replay | None:
+        """What the groups have to teach, one after the other, so that ranks have shares of what one has."""
+        parts = []
         for group in groups:
-            for index, scored in enumerate(group.episodes):
-                if scored.success:
-                    record, there = smoothest(self._draw_again(group, index))
-                    episodes.append(scored.episode)
-                    records.append(record)
-                    known.append(there)
+            part = Replay.from_groups([group], self.config, self.actor.adapter.first_step)
+            if part is not None:
+                parts += [part, self._best_draws(group)] if with_best else [part]
+        return Replay.joined(parts) if parts else None
+
+    def _best_draws(self, group: Group) -> Replay:
+        """The smoothest of what is drawn for each look of its successes, to be imitated."""
+        episodes, records, known = [], [], []
+        for index, scored in enumerate(group.episodes):
+            if scored.success:
+                record, there = smoothest(self._draw_again(group, index))
+                episodes.append(scored.episode)
+                records.append(record)
+                known.append(there)
         there = torch.cat(known)
         advantages = torch.full(there.shape, float(self.config.reward.weight))
         first_step = self.actor.adapter.first_step
@@ -309,7 +322,15 @@ class GRPOAlgorithm(RLAlgorithm):
         episode, start = group.episodes[index].episode, group.start
         seed = (self.optimization_step, start.task_id, start.init_state, start.seed, index)
         by_length = self.config.reward.is_ldlj
-        return draw_again(episode, self.actor, self.estimator, self.config.n_draws, seed, by_length)
+        return draw_again(
+            episode,
+            self.actor,
+            self.estimator,
+            self.config.n_draws,
+            seed,
+            by_length=by_length,
+            batch_size=self.config.microbatch_size,
+        )
 
     def _minibatches(self, n_chunks: int, generator: torch.Generator) -> list[Tensor]:
         """Indices of the chunks of each, over all epochs."""

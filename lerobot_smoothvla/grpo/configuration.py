@@ -10,11 +10,11 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.rl.algorithms.configs import RLAlgorithmConfig
 
-from lerobot_smoothvla.envs.adapters import env_adapter
+from lerobot_smoothvla.envs.adapters import commands_of, env_adapter
 from lerobot_smoothvla.flow.adapters import adapter_class
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio, PosteriorRatio, RatioEstimator
-from lerobot_smoothvla.grpo.objective import AdvantageMode, NegativeSide
+from lerobot_smoothvla.grpo.objective import DRAWING, AdvantageMode, NegativeSide
 from lerobot_smoothvla.jerk_reward import JerkRewardConfig, without_joints
 from lerobot_smoothvla.rollout.configuration import RolloutConfig
 
@@ -222,8 +222,8 @@ class GRPOPipelineConfig(TrainPipelineConfig):
 
     Flags mean what they mean to `lerobot-train`: `--policy.path`, `--env.type`, `--output_dir`, `--resume`,
     `--seed`, `--wandb.*`, `--policy.repo_id`, `--save_checkpoint_to_hub`. `steps` counts GRPO iterations, and
-    `save_freq` and `log_freq` count in them too; `batch_size` and the optimizer's flags are not used (see
-    `--algorithm.*`).
+    `save_freq` counts in them too; every iteration is logged, whatever `log_freq` says; `batch_size` and the
+    optimizer's flags are not used (see `--algorithm.*`).
 
     Attributes:
         algorithm: GRPO's settings.
@@ -248,8 +248,8 @@ class GRPOPipelineConfig(TrainPipelineConfig):
         """Reject what is wrong whatever the policy.
 
         Raises:
-            ValueError: If there is no environment, it has no adapter or not the joints that the reward is to
-                measure, or a number is out of its range.
+            ValueError: If there is no environment, it has no adapter, not the joints that the reward is to
+                measure or no actions that command the jerk that is compared, or a number is out of its range.
         """
         if self.env is None:
             raise ValueError(
@@ -259,6 +259,8 @@ class GRPOPipelineConfig(TrainPipelineConfig):
         has_joints = isinstance(self.env, LiberoEnvConfig) or env_adapter(self.env).joints is not None
         if self.algorithm.reward.of_joints and not has_joints:
             raise ValueError(without_joints(self.algorithm.reward.signal))
+        if self.algorithm.advantage in DRAWING and self.algorithm.reward.weight > 0:
+            commands_of(self.env)
         if self.n_workers < 0:
             raise ValueError(f"`n_workers` should be at least 0, got {self.n_workers}.")
         elsewhere = {
@@ -272,6 +274,8 @@ class GRPOPipelineConfig(TrainPipelineConfig):
             raise ValueError(f"`n_workers` should be at least 1 for {asked}, got 0.")
         if self.steps < 1:
             raise ValueError(f"`steps` should be at least 1 iteration, got {self.steps}.")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"`seed` should be at least 0, got {self.seed}.")
 
     def validate(self) -> None:
         """Fill in names, and reject a run without a warm start or over another one.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lerobot_smoothvla.episode import Episode, arm_dimensions
+from lerobot_smoothvla.flow.noise import RowGenerators
 from lerobot_smoothvla.rollout.engine import Actor, Sampler
 from lerobot_smoothvla.smoothness import commanded_jerk_rms, commanded_path_length
 
@@ -74,6 +75,7 @@ def draw_again(
     n_draws: int,
     seed: tuple[int, ...],
     by_length: bool = False,
+    batch_size: int = 16,
 ) -> Draws:
     """Other chunks for what the policy saw in an episode, compared over the steps that its own were run.
 
@@ -85,6 +87,7 @@ def draw_again(
         seed: Of the draws.
         by_length: Whether to divide by the length of the commanded path. As all have the same time, that is
             the dimensionless jerk of the LDLJ, which a chunk does not lower by going less far.
+        batch_size: Looks a forward pass: bounds memory, changes nothing else.
     """
     embodiment, executed = episode.embodiment, episode.executed
     order, n = embodiment.jerk_order, int(executed.max())
@@ -93,19 +96,37 @@ def draw_again(
     # The last actions before each chunk, and its own; what is clamped does not count.
     steps = (begun[:, None] + torch.arange(-order, n)).clamp(0, episode.n_steps - 1)
     own = episode.actions[steps][..., arm]
-    generator = torch.Generator(actor.policy.config.device)
-    generator.manual_seed(int(np.random.default_rng(seed).integers(2**63)))
-    context = actor.adapter.encode(
-        actor.model_input(episode.observations, [episode.instruction] * len(executed))
-    )
     drawn, records = [own[:, order:]], []
-    for _ in range(n_draws):
-        sample = sampler.sample(actor.adapter, context, generator, len(executed))
-        drawn.append(actor.env_actions(sample.actions)[:, :n, arm])
-        records.append({key: value.cpu() for key, value in sample.record.items()})
+    batches = [
+        _sample(episode, looks, actor, sampler, n_draws, seed)
+        for looks in torch.arange(len(executed)).split(batch_size)
+    ]
+    for parts in zip(*batches, strict=True):
+        drawn.append(torch.cat([actions for actions, _ in parts])[:, :n, arm])
+        records.append({key: torch.cat([record[key] for _, record in parts]) for key in parts[0][1]})
     asked = torch.stack([torch.cat([own[:, :order], chunk], 1) for chunk in drawn])
     jerks = commanded_jerk_rms(asked, executed, order)
     if by_length:
         lengths = commanded_path_length(asked, executed, order)
         jerks = jerks / (lengths + STILL * lengths.mean())
     return Draws(torch.where(begun >= order, jerks, torch.nan), records)
+
+
+def _sample(
+    episode: Episode, looks: Tensor, actor: Actor, sampler: Sampler, n_draws: int, seed: tuple[int, ...]
+) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """K draws for some looks, as actions of the environment and what the sampler records, on the CPU."""
+    observations = {key: value[looks] for key, value in episode.observations.items()}
+    context = actor.adapter.encode(actor.model_input(observations, [episode.instruction] * len(looks)))
+    # One for each, so that what is drawn for a look does not depend on those beside it.
+    generators = RowGenerators([_generator(actor, (*seed, look)) for look in looks.tolist()])
+    samples = [sampler.sample(actor.adapter, context, generators, len(looks)) for _ in range(n_draws)]
+    return [
+        (actor.env_actions(sample.actions), {key: value.cpu() for key, value in sample.record.items()})
+        for sample in samples
+    ]
+
+
+def _generator(actor: Actor, seed: tuple[int, ...]) -> torch.Generator:
+    generator = torch.Generator(actor.policy.config.device)
+    return generator.manual_seed(int(np.random.default_rng(seed).integers(2**63)))

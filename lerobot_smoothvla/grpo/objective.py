@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 AdvantageMode = Literal["joint", "separate", "chunkwise", "counterfactual", "best_draw"]
+DRAWING: tuple[AdvantageMode, ...] = ("counterfactual", "best_draw")
+"""Those that compare what a chunk commands with other draws."""
 NegativeSide = Literal["clip", "quadratic"]
 
 # exp(20) squared is still finite in float32.
@@ -200,8 +202,9 @@ def clipped_objective(
         )
     if negative not in ("clip", "quadratic"):
         raise ValueError(f"`negative` should be 'clip' or 'quadratic', got {negative!r}.")
+    advantage, imitation = advantages[:, None], -log_ratio.float() * advantages[:, None]
     log_ratio = log_ratio.float().clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-    ratio, advantage = log_ratio.exp(), advantages[:, None]
+    ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     gain = torch.minimum(ratio * advantage, clipped * advantage)
     if negative == "quadratic":
@@ -212,7 +215,7 @@ def clipped_objective(
     loss = kl_weight * kl - gain
     acted = weights
     if imitated is not None:
-        loss = torch.where(imitated[:, None], -log_ratio * advantage, loss)
+        loss = torch.where(imitated[:, None], imitation, loss)
         acted = weights * ~imitated
 
     def mean(term: Tensor, of: Tensor) -> Tensor:

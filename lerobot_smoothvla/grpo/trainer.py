@@ -1,7 +1,7 @@
 """The GRPO loop: starts → rollouts → scored groups → update → log → checkpoint.
 
 Everything random in iteration i comes from (seed, i) alone, so a run that is stopped and resumed goes on as
-if it had not been.
+if it had not been; but for `--rollout.overlap=true`, whose rollouts under way are lost.
 """
 
 import json

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal, get_args
 
+import torch
+from lerobot.utils.device_utils import is_torch_device_available
+
 Backend = Literal["local", "ray"]
 Inference = Literal["worker", "central"]
 
@@ -62,6 +65,8 @@ class RolloutConfig:
                 f"`device` is of the workers' copies of the policy, got '{self.device}' with "
                 "--rollout.inference=central, where they have none; leave one of them out."
             )
+        if self.device is not None:
+            self._require_device(self.device)
         if not self.timeout_s > 0:
             raise ValueError(f"`timeout_s` should be a positive number of seconds, got {self.timeout_s}.")
         if self.backend == "ray" and find_spec("ray") is None:
@@ -73,4 +78,18 @@ class RolloutConfig:
             raise ValueError(
                 f"`address` is of a Ray cluster, got '{self.address}' for the backend 'local'; add "
                 "--rollout.backend=ray."
+            )
+
+    def _require_device(self, device: str) -> None:
+        """Reject one that does not exist, or not here where the workers are here."""
+        try:
+            torch.device(device)
+            there = self.backend == "ray" or is_torch_device_available(device)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"`device` should be one of cpu, cuda, mps or xpu, got '{device}': {error}"
+            ) from error
+        if not there:
+            raise ValueError(
+                f"`device` should be one of this machine's, got '{device}'; try --rollout.device=cpu."
             )

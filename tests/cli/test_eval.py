@@ -8,6 +8,7 @@ from builders import TINY_SMOOTHVLA, save_checkpoint
 from lerobot_smoothvla.cli.main import main
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.evaluation.report import read_evaluation
+from lerobot_smoothvla.locking import LOCK, sole_writer
 from lerobot_smoothvla.smoothness import path_length
 
 ENV = ("--env.type=libero", "--env.task=libero_object", "--env.task_ids=[0]", "--env.episode_length=16")
@@ -127,13 +128,25 @@ def test_a_policy_is_needed(tmp_path, monkeypatch, capsys):
     assert "--policy.path=CHECKPOINT" in capsys.readouterr().err
 
 
+def test_an_evaluation_that_runs_has_its_directory_to_itself(checkpoints, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "output"
+    monkeypatch.setattr(
+        sys, "argv", ["smoothvla", "eval", *ENV, f"--policy.path={checkpoints[0]}", f"--output_dir={output}"]
+    )
+    with sole_writer(output, "--output_dir"):
+        assert main() == 2
+        assert [path.name for path in output.iterdir()] == [LOCK]
+    assert f"Another process writes to '{output}'" in capsys.readouterr().err
+
+
 def test_an_earlier_evaluation_stands(checkpoints, tmp_path, monkeypatch, capsys):
     (tmp_path / "eval_info.json").write_text("{}")
     arguments = [*ENV, f"--policy.path={checkpoints[0]}", f"--output_dir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["smoothvla", "eval", *arguments])
     assert main() == 2
     assert "already holds eval_info.json" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["eval_info.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"eval_info.json", LOCK}
+    assert (tmp_path / "eval_info.json").read_text() == "{}"
 
 
 def test_a_checkpoint_without_weights_is_found_before_a_simulator_starts(

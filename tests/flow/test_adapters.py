@@ -1,6 +1,7 @@
 """Every adapter holds the same rules, on small random policies; LeRobot's own code is the reference."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from builders import POLICIES, TOLERANCE, WITHOUT_GRADIENT, act, random_observation
 from episodes import own_chunk, ratio_settings, sampled_group
 from stock import act_in_stock_lerobot
+from torch import Tensor
 
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 from lerobot_smoothvla.flow.adapters import adapt, adapter_types
 from lerobot_smoothvla.flow.adapters.base import FlowAdapter
+from lerobot_smoothvla.flow.ratio import PosteriorRatio
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm, Replay
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
 from lerobot_smoothvla.rollout.engine import Actor
@@ -94,7 +97,20 @@ def test_every_trainable_tensor_learns_but_those_that_are_named(
     assert all(any(key.endswith(end) for key in idle) for end in named), idle
 
 
-def test_padding_and_what_is_not_executed_do_not_count(actor: Actor, settings: list[dict[str, Any]]):
+def with_other_padding(network: Callable[..., Tensor], action_dim: int) -> Callable[..., Tensor]:
+    """The network with one added to what it says of padded dimensions."""
+
+    def changed(*arguments: Any) -> Tensor:
+        said = network(*arguments).clone()
+        said[..., action_dim:] += 1
+        return said
+
+    return changed
+
+
+def test_padding_and_what_is_not_executed_do_not_count(
+    actor: Actor, settings: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+):
     adapter = actor.adapter
     for setting in settings:
         estimator = GRPOConfig(**setting).estimator(actor.policy.config)
@@ -105,6 +121,20 @@ def test_padding_and_what_is_not_executed_do_not_count(actor: Actor, settings: l
             adapter.first_step,
             adapter.first_step + 1,
         ]
+        context = adapter.encode(
+            actor.model_input(
+                {key: torch.stack(rows) for key, rows in replay.observations.items()}, replay.instructions
+            )
+        )
+        baseline = estimator.baseline(adapter, context, replay.record)
+        noise = torch.randn(baseline.shape) * ~replay.executed[:, None]
+        name = "predict" if isinstance(estimator, PosteriorRatio) else "velocity"
+        with torch.no_grad(), monkeypatch.context() as changed:
+            changed.setattr(adapter, name, with_other_padding(getattr(adapter, name), adapter.action_dim))
+            log_ratio = estimator.log_ratio(
+                adapter, context, replay.record, baseline + noise, replay.executed
+            )
+        assert log_ratio.abs().max() <= 1e-4, setting
 
 
 def test_an_updated_policy_is_saved_as_what_it_was_and_acts_the_same_in_stock_lerobot(

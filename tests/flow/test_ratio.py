@@ -5,6 +5,7 @@ The policy: a small MLP, a flow or a diffusion, first trained on Gaussian action
 """
 
 import copy
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -327,6 +328,16 @@ def test_sde_ratio_is_the_density_ratio_of_its_transition(policy, length):
         torch.testing.assert_close(found[:, k], log_probs[0] - log_probs[1], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["ddpm_noise"])
+def test_steps_that_do_not_explore_have_the_white_noise_that_is_deployed(policy):
+    white, correlated = (
+        rollout(policy, PosteriorRatio(level=0.3, noise_length=length), 64)[0].record for length in (0.0, 3.0)
+    )
+    later = white["step"][:, 0] > 0
+    assert later.any() and white["x"][later].equal(correlated["x"][later])
+    assert not white["x_next"][later].equal(correlated["x_next"][later])
+
+
 def test_one_stochastic_step_leaves_the_others_to_the_ode(policy):
     estimator = FlowSDERatio(level=0.5)
     sample, _ = rollout(policy, estimator, 64)
@@ -371,15 +382,16 @@ def test_flow_matching_log_ratio_is_the_fall_of_the_mean_squared_error(policy):
     torch.testing.assert_close(found, losses[0] - losses[1], rtol=1e-4, atol=1e-4)
 
 
-def test_settings_without_a_density_or_a_term_are_rejected(policy):
+def test_settings_without_a_density_or_a_term_are_rejected():
     with pytest.raises(ValueError, match="level.*got 0.*FlowMatchingRatio"):
         FlowSDERatio(level=0.0)
+    with pytest.raises(ValueError, match="level.*got nan"):
+        FlowSDERatio(level=math.nan)
+    with pytest.raises(ValueError, match="length.*got -1"):
+        FlowSDERatio(level=0.1, noise_length=-1)
     with pytest.raises(ValueError, match="stochastic_steps.*got 'two'"):
         FlowSDERatio(level=0.1, stochastic_steps="two")
     with pytest.raises(ValueError, match="n_pairs.*got 0"):
         FlowMatchingRatio(n_pairs=0)
     with pytest.raises(ValueError, match="scale.*got 0"):
         FlowMatchingRatio(scale=0.0)
-    policy.num_steps = 1
-    with pytest.raises(ValueError, match="skip_last.*num_steps=1"):
-        rollout(policy, FlowSDERatio(level=0.1), 1)

@@ -14,6 +14,7 @@ import torch
 from builders import TINY_SMOOTHVLA
 from lerobot.rl.algorithms.base import RLAlgorithm
 from lerobot.rl.algorithms.configs import TrainingStats
+from lerobot.utils.constants import OBS_STATE
 from safetensors import safe_open
 from torch import Tensor
 
@@ -278,6 +279,14 @@ def test_a_part_that_the_policy_does_not_have_is_rejected_with_those_it_has():
         algorithm(freeze=("vit", "vision", "eyes"))
 
 
+def test_a_policy_whose_steps_leave_none_to_explore_in_is_rejected():
+    policy = SmoothVLAPolicy(replace(POLICY, num_steps=1))
+    actor = Actor(policy, *make_smoothvla_pre_post_processors(policy.config))
+    with pytest.raises(ValueError, match=r"denoises in 1 step.*at least 2, or set.*noise_last_step=true"):
+        GRPOAlgorithm(actor, GRPOConfig(ratio="flow_sde"))
+    GRPOAlgorithm(actor, GRPOConfig(ratio="flow_sde", noise_last_step=True))
+
+
 def test_a_policy_without_a_trainable_parameter_is_rejected():
     with pytest.raises(
         ValueError, match=r"no trainable parameter.*freeze=\[vision,vlm,state,expert\] freeze"
@@ -303,6 +312,19 @@ def test_what_an_update_takes_does_not_grow_with_the_rollouts():
     """Four times as many of them: what they hold themselves is all that grows."""
     few = peak_bytes(4)
     assert peak_bytes(16) < 1.05 * few < peak_bytes(4, microbatch_size=8)
+
+
+@pytest.mark.parametrize("advantage", get_args(AdvantageMode))
+def test_no_forward_pass_has_more_looks_than_the_microbatch(monkeypatch, advantage):
+    grpo = algorithm(microbatch_size=2, advantage=advantage)
+    group = episodes.sampled_group(grpo.actor, grpo.estimator, lengths=[[8] * 5])
+    adapter, n_looks = grpo.actor.adapter, []
+    encode = adapter.encode
+    monkeypatch.setattr(
+        adapter, "encode", lambda batch: n_looks.append(len(batch[OBS_STATE])) or encode(batch)
+    )
+    update(grpo, group)
+    assert max(n_looks) == 2
 
 
 # --- what cannot be learned from

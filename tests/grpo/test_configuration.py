@@ -14,6 +14,7 @@ from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio
 from lerobot_smoothvla.grpo.configuration import GRPOConfig, GRPOPipelineConfig
+from lerobot_smoothvla.grpo.objective import DRAWING
 from lerobot_smoothvla.jerk_reward import JerkRewardConfig
 
 
@@ -67,6 +68,15 @@ def test_a_setting_out_of_its_range_is_rejected(settings, message):
         GRPOConfig(**settings)
 
 
+@pytest.mark.parametrize("advantage", DRAWING)
+def test_absolute_poses_command_no_jerk_that_could_be_compared(advantage):
+    absolute = LiberoEnvConfig(control_mode="absolute")
+    with pytest.raises(ValueError, match="absolute actions.*--env.control_mode=relative"):
+        pipeline(env=absolute, algorithm=GRPOConfig(advantage=advantage))
+    pipeline(env=absolute, algorithm=GRPOConfig(advantage=advantage, reward=JerkRewardConfig(weight=0)))
+    pipeline(env=absolute)
+
+
 def test_a_negative_weight_of_smoothness_is_rejected():
     with pytest.raises(ValueError, match=r"`weight` \(λ\) should be ≥ 0, got -1"):
         GRPOConfig(reward=JerkRewardConfig(weight=-1))
@@ -105,6 +115,7 @@ def test_flow_sde_needs_noise():
         ({"env": RoboCasaEnv()}, "type 'robocasa' have no adapter.*aloha, libero, metaworld, pusht"),
         ({"n_workers": -1}, "`n_workers` should be at least 0, got -1"),
         ({"steps": 0}, "`steps` should be at least 1 iteration, got 0"),
+        ({"seed": -1}, "`seed` should be at least 0, got -1"),
     ],
 )
 def test_a_run_that_cannot_be_is_rejected(settings, message):

@@ -87,6 +87,17 @@ def test_the_same_seed_draws_the_same_and_another_one_does_not():
     assert not first[1:].equal(other[1:])
 
 
+def test_what_is_drawn_for_a_look_does_not_depend_on_those_beside_it():
+    grpo = algorithm()
+    episode = sampled_episode(grpo.actor, grpo.estimator, 0, [8] * 5)
+    one, all_ = (
+        draw_again(episode, grpo.actor, grpo.estimator, 3, (0,), batch_size=size) for size in (1, 16)
+    )
+    torch.testing.assert_close(one.jerks, all_.jerks, equal_nan=True)
+    for name in one.records[0]:
+        torch.testing.assert_close(one.records[2][name], all_.records[2][name])
+
+
 def test_by_length_a_chunk_that_goes_less_far_is_no_smoother():
     grpo = algorithm()
     episode = sampled_episode(grpo.actor, grpo.estimator, 0, [8] * 12)
@@ -111,7 +122,7 @@ def mean_jerk(grpo: GRPOAlgorithm, episode: Episode) -> float:
 def test_updates_make_commands_smoother_where_all_succeed(signal, advantage):
     loose = {"clip_low": 0.5, "clip_high": 1.0, "negative_weight": 1.0}
     grpo = algorithm(signal=signal, advantage=advantage, lr=1e-3, epochs=8, minibatch_size=32, **loose)
-    for update in range(3):  # What is seen is the same in each.
+    for update in range(4):  # What is seen is the same in each.
         group = sampled_group(grpo.actor, grpo.estimator, (1, 1, 1, 1), lengths=[[8] * 12] * 4)
         if update == 0:
             seen = group.episodes[0].episode

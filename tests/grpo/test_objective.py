@@ -202,6 +202,14 @@ def test_wrong_shapes_and_names_are_rejected():
         advantages_of([1.0, 0.0], [0.5, 0.5], mode="both")
 
 
+@pytest.mark.parametrize("log_ratio", [-30.0, 30.0])
+def test_what_is_imitated_is_so_however_far_the_policy_is_from_it(log_ratio):
+    far = torch.tensor([[log_ratio]], requires_grad=True)
+    one = torch.ones(1)
+    clipped_objective(far, one, one, clip_low=0.2, clip_high=0.2, imitated=one.bool()).loss.backward()
+    assert far.grad is not None and far.grad.item() == -1
+
+
 def test_what_is_imitated_has_no_clip_and_tells_nothing_of_how_far_the_policy_moved():
     log_ratio = torch.tensor([[0.1], [2.0]], requires_grad=True)
     advantages, weights = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])

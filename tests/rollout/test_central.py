@@ -131,3 +131,12 @@ def test_central_inference_and_ray_exclude_each_other():
         RolloutConfig(inference="central", device="cpu")
     with pytest.raises(ValueError, match="`inference` should be one of worker, central, got 'gpu'"):
         RolloutConfig(inference="gpu")
+
+
+def test_workers_act_on_a_device_that_there_is():
+    with pytest.raises(ValueError, match="`device` should be one of cpu, cuda.*got 'gpu'"):
+        RolloutConfig(device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="`device` should be one of this machine's, got 'cuda:1'; try"):
+            RolloutConfig(device="cuda:1")
+    assert RolloutConfig("ray", device="cuda:1").device == "cuda:1"
