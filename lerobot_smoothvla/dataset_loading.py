@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 from datasets.exceptions import DatasetsError
+from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.datasets.utils import CompatibilityError
 
@@ -36,12 +37,14 @@ def load_dataset(repo_id: str, root: Path | None) -> LeRobotDataset:
         ValueError: If it cannot be read, or leads out of its directory.
     """
     where = f"in '{root}'" if root else f"called '{repo_id}' on this machine"
-    info = root / "meta" / "info.json" if root else None
     with readable(where):
-        if info is not None and info.is_file():
-            require_inside(info.parents[1])
-            require_info(json.loads(info.read_text(encoding="utf-8")))
         try:
+            # Of one without a root LeRobot says where it is, and has then read no more than its metadata.
+            directory = root or LeRobotDatasetMetadata(repo_id).root
+            info = directory / "meta" / "info.json"
+            if info.is_file():
+                require_inside(directory)
+                require_info(json.loads(info.read_text(encoding="utf-8")))
             return LeRobotDataset(repo_id, root=root, download_videos=False)
         except (OSError, httpx.HTTPError) as error:
             raise OSError(

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_smoothvla.locking import sole_writer
+from lerobot_smoothvla.settings import differences, settings_of
 from lerobot_smoothvla.stages import LAST, Stage, grpo_stage, libero_flags, program, run_stages, sft_stage
+
+SETTINGS = "settings.json"
+_MAY_DIFFER = ("output_dir", "n_workers")
 
 
 @dataclass
@@ -96,14 +100,29 @@ def run(config: DemoConfig) -> Path:
 
     Raises:
         ChildProcessError: If a stage fails; its own message is above it.
+        FileExistsError: If the directory has a demo with other settings.
         OSError: If the directory cannot be written to, or another process does.
     """
     with sole_writer(config.output_dir, "--output_dir"):
+        _keep_settings(config)
         minutes = run_stages(lambda: stages(config), config.output_dir)
     info = json.loads((config.output_dir / "evaluation" / "eval_info.json").read_text())
     summary = config.output_dir / "summary.json"
     summary.write_text(json.dumps(summarise(info, minutes), indent=2) + "\n")
     return summary
+
+
+def _keep_settings(config: DemoConfig) -> None:
+    """Write them down, or reject those of another demo, of which stages are done."""
+    now = {name: value for name, value in settings_of(config).items() if name not in _MAY_DIFFER}
+    file = config.output_dir / SETTINGS
+    before = json.loads(file.read_text()) if file.is_file() else now
+    if different := differences(before, now):
+        raise FileExistsError(
+            f"{config.output_dir} has a demo with other settings ({', '.join(different.values())}); choose "
+            "another --output_dir."
+        )
+    file.write_text(json.dumps(now, indent=2) + "\n")
 
 
 def summarise(info: dict[str, Any], minutes: dict[str, float]) -> dict[str, Any]:

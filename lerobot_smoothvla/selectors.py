@@ -177,12 +177,15 @@ def _scripted_dataset(arguments: Sequence[str]) -> list[str]:
     from lerobot.utils.constants import HF_LEROBOT_HOME
 
     env, task = _scripted_tasks(arguments)
-    repo_id = flag_value("dataset.repo_id", arguments) or f"smoothvla/{task.replace(',', '_')}_scripted"
+    ids = flag_value("env.task_ids", arguments)
+    name = "_".join([task.replace(",", "_"), *re.findall(r"\d+", ids or "")])
+    repo_id = flag_value("dataset.repo_id", arguments) or f"smoothvla/{name}_scripted"
     root = flag_value("dataset.root", arguments) or str(HF_LEROBOT_HOME / repo_id)
     flags = [f"--dataset.repo_id={repo_id}", f"--dataset.root={root}"]
     if not (Path(root) / "meta/info.json").is_file():
         record = [sys.executable, "-m", "lerobot_smoothvla.cli.main", "demos", f"--env.type={env}"]
         record += [f"--env.task={task}", *flags]
+        record += [] if ids is None else [f"--env.task_ids={ids}"]
         print("SmoothVLA: recording demonstrations first:", " ".join(record[3:]), flush=True)
         if subprocess.run(record, check=False).returncode != 0:
             raise ChildProcessError(

@@ -39,6 +39,16 @@ def test_the_dataset_itself_is_read(received: Path, read: Callable[[Path], objec
     read(received)
 
 
+def test_a_dataset_of_the_hub_is_looked_at_as_one_in_a_directory(received: Path, monkeypatch):
+    home = received.parent / "home"
+    shutil.move(received, home / "stranger/set")
+    monkeypatch.setattr("lerobot.datasets.dataset_metadata.HF_LEROBOT_HOME", home)
+    assert len(load_dataset("stranger/set", None)) == 40
+    change(home / "stranger/set", data_path="/etc/{chunk_index}.parquet")
+    with pytest.raises(ValueError, match="called 'stranger/set' .* `data_path` should be a path in"):
+        load_dataset("stranger/set", None)
+
+
 @READERS
 @pytest.mark.parametrize(
     ("entries", "message"),

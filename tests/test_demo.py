@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,17 +88,30 @@ def test_an_interrupted_grpo_resumes_and_a_finished_one_is_done(config):
     assert stage(config, "grpo").done()
 
 
-def test_what_is_done_is_not_run_again(config, eval_info, capsys):
+@pytest.fixture
+def finished(config: DemoConfig, eval_info: dict) -> DemoConfig:
+    """A demo of which every stage is done."""
     (config.output_dir / "dataset").mkdir(parents=True)
     checkpoint(config.output_dir / "sft")
     checkpoint(config.output_dir / "grpo")
     (config.output_dir / "evaluation").mkdir()
     (config.output_dir / "evaluation" / "eval_info.json").write_text(json.dumps(eval_info))
     (config.output_dir / "minutes.json").write_text('{"sft": 9.5, "grpo": 8.0}')
-    summary = run(config)
-    assert summary == config.output_dir / "summary.json"
+    return config
+
+
+def test_what_is_done_is_not_run_again(finished, eval_info, capsys):
+    summary = run(finished)
+    assert summary == finished.output_dir / "summary.json"
     assert json.loads(summary.read_text()) == summarise(eval_info, {"sft": 9.5, "grpo": 8.0})
     assert capsys.readouterr().out.count("Done before.") == 4
+
+
+def test_a_demo_with_other_settings_stands(finished):
+    summary = run(finished).read_text()
+    with pytest.raises(FileExistsError, match="--grpo_steps=3 there, 5 here.*choose another --output_dir"):
+        run(replace(finished, grpo_steps=5))
+    assert run(replace(finished, n_workers=2)).read_text() == summary
 
 
 def test_a_stage_that_fails_ends_the_demo_and_leftovers_do_not_stop_the_next_attempt(config):

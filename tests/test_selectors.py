@@ -1,3 +1,5 @@
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,26 @@ def test_scripted_demonstrations_stand_in_when_the_hub_is_out_of_reach(
     arguments = expand("lerobot-train", ["env=libero", f"--dataset.root={tmp_path}"])
     assert flag_value("dataset.repo_id", arguments) == "smoothvla/libero_object_scripted"
     assert "out of reach" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("asked", "recorded", "name"),
+    [
+        ([], [], "libero_spatial_scripted"),
+        (["--env.task_ids=[0,2]"], ["--env.task_ids=[0,2]"], "libero_spatial_0_2_scripted"),
+    ],
+)
+def test_what_is_recorded_is_of_the_tasks_asked_for(
+    tmp_path: Path, monkeypatch, capsys, asked, recorded, name
+):
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(ChildProcessError, match="could not be recorded"):
+        expand(
+            "lerobot-train", ["env=libero_spatial", "dataset=scripted", f"--dataset.root={tmp_path}", *asked]
+        )
+    shown = capsys.readouterr().out
+    assert re.findall(r"--env\.task_ids=\S+", shown) == recorded
+    assert f"--dataset.repo_id=smoothvla/{name} " in shown
 
 
 def test_the_hubs_dataset_is_taken_when_asked_for():

@@ -1,7 +1,6 @@
-"""Which environments have a scripted expert, and what their demonstrations are called."""
+"""Which environments have a scripted expert."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +9,8 @@ from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.envs.configs import MetaworldEnv as MetaworldEnvConfig
 from numpy.typing import NDArray
 
-from lerobot_smoothvla.demos.expert import PickAndPlace, require_solvable
+from lerobot_smoothvla.demos.expert import SOLVABLE_TASKS, PickAndPlace, require_solvable
+from lerobot_smoothvla.envs.tasks import selected_tasks
 from lerobot_smoothvla.episode import Task
 
 Array = NDArray[np.float64]
@@ -56,32 +56,12 @@ class MetaworldExpert:
         return self._action.copy()
 
 
-@dataclass(frozen=True)
-class Labels:
-    """How the dataset names what it holds.
-
-    Attributes:
-        fps: Frames a second.
-        robot_type: Of the arm.
-        state: Names of the state's dimensions.
-        action: Names of the action's.
-    """
-
-    fps: int
-    robot_type: str
-    state: tuple[str, ...]
-    action: tuple[str, ...]
-
-
-_LIBERO_MOTORS = ("x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper")
-# The label of the Hub's LIBERO datasets, although a frame is one control step and those come at 20 Hz.
-LIBERO_LABELS = Labels(10, "panda", (*_LIBERO_MOTORS, "gripper"), _LIBERO_MOTORS)
-METAWORLD_LABELS = Labels(80, "sawyer", ("x", "y", "z", "gripper"), ("x", "y", "z", "gripper"))
-
-
-def labels(config: EnvConfig) -> Labels:
-    """Of an environment that has an expert."""
-    return LIBERO_LABELS if isinstance(config, LiberoEnvConfig) else METAWORLD_LABELS
+def tasks_to_demonstrate(config: EnvConfig) -> list[Task]:
+    """The tasks that a config names, or of whole suites of LIBERO those that the expert can do."""
+    tasks = selected_tasks(config)
+    if not isinstance(config, LiberoEnvConfig) or config.task_ids is not None:
+        return tasks
+    return [(suite, task_id) for suite, task_id in tasks if task_id in SOLVABLE_TASKS.get(suite, (task_id,))]
 
 
 def require_expert(

@@ -26,7 +26,8 @@ from lerobot.envs.configs import EnvConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from tqdm import tqdm
 
-from lerobot_smoothvla.demos.experts import Labels, labels, make_expert, require_expert
+from lerobot_smoothvla.demos.experts import make_expert, require_expert, tasks_to_demonstrate
+from lerobot_smoothvla.demos.labels import Labels, labels
 from lerobot_smoothvla.envs.chunked import ChunkedEnv
 from lerobot_smoothvla.envs.tasks import (
     TRAINING_SEEDS,
@@ -165,7 +166,7 @@ def attempts(config: DemosConfig, directory: Path) -> list[Attempt]:
     Raises:
         ValueError: If a task does not exist, no expert can do it, or it lacks an initial state.
     """
-    tasks = selected_tasks(config.env)
+    tasks = tasks_to_demonstrate(config.env)
     require_expert(config.env, tasks, config.speed, config.speed_spread, config.jerky_share)
     require_init_states(config.env, tasks, config.init_states)
     first, end = config.init_states

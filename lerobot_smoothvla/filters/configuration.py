@@ -1,5 +1,6 @@
 """Which filter a policy acts through: `--filter.type` and the settings of that type."""
 
+import math
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.configs import EnvConfig
+from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
@@ -140,6 +142,13 @@ class JerkLimitConfig(ActionFilterConfig):
         """See `ActionFilterConfig.step`."""
         embodiment, dt = commands_of(env_config)
         limits = self.limits(env_config)
+        n_axes = len(arm_dimensions(env_config.features[ACTION].shape[0], embodiment.grippers))
+        for name, values in asdict(limits).items():
+            if len(values) not in (0, 1, n_axes):
+                raise ValueError(
+                    f"`max_{name}` should be one for all of the arm's {n_axes} actions or one for each, got "
+                    f"{len(values)}."
+                )
         return JerkLimitStep(
             grippers=list(embodiment.grippers),
             n_action_steps=adapter.config.n_action_steps,
@@ -155,10 +164,19 @@ class JerkLimitConfig(ActionFilterConfig):
 
         Raises:
             FileNotFoundError: If there are no demonstrations.
+            ValueError: If they are of another control rate.
         """
         if self.demonstrations is None:
             return MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
         embodiment, dt = commands_of(env_config)
+        fps = _dataset(self.demonstrations).meta.fps
+        # LIBERO's datasets, ours and the Hub's, say 10 frames a second of what is control steps at 20 Hz.
+        if not isinstance(env_config, LiberoEnvConfig) and not math.isclose(fps * dt, 1, rel_tol=0.01):
+            raise ValueError(
+                f"Demonstrations of {fps} frames a second give no limits for {1 / dt:g} control steps a "
+                "second; take some of this environment, or give --filter.max_acceleration and "
+                "--filter.max_jerk."
+            )
         actions = _actions_of(self.demonstrations, embodiment.grippers)
         return MotionLimits.of_demonstrations(actions, dt, embodiment.commands, self.quantile)
 
@@ -366,4 +384,4 @@ def _dataset(root: Path) -> LeRobotDataset:
     """The dataset of a directory, never one of the Hub."""
     if not (root / "meta" / "info.json").is_file():
         raise FileNotFoundError(f"There is no LeRobot dataset '{root}': expected {root}/meta/info.json.")
-    return load_dataset(root.name, root)
+    return load_dataset(root.resolve().name, root)

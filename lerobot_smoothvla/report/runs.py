@@ -130,7 +130,15 @@ def read_runs(directories: Sequence[Path]) -> tuple[list[TrainingRun], list[Eval
 
 
 def evaluated_policies(evaluations: Sequence[EvaluationRun]) -> list[Policy]:
-    """Every policy of every evaluation, the same result of the same checkpoint and filter once."""
+    """Every policy of every evaluation, the same result of the same checkpoint and filter once.
+
+    Raises:
+        ValueError: If they were not measured in one unit, and so have no table in common.
+    """
+    of_unit = {result.unit: run.path for run in evaluations for result in run.results.values()}
+    if len(of_unit) > 1:
+        units = ", ".join(f"{unit} in '{path}'" for unit, path in of_unit.items())
+        raise ValueError(f"Positions should be measured in one unit, got {units}; make a report of each.")
     found: dict[tuple[str, str], tuple[str, EvaluationRun]] = {}
     for run in evaluations:
         for name, result in run.results.items():

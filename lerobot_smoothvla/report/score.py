@@ -49,7 +49,7 @@ class ScoreDatasetConfig:
     @property
     def name(self) -> str:
         """Last part of its name."""
-        return self.repo_id.rpartition("/")[2] or (self.root.name if self.root else "")
+        return self.repo_id.rpartition("/")[2] or (self.root.resolve().name if self.root else "")
 
 
 @dataclass
@@ -196,7 +196,7 @@ def score_dataset(config: ScoreConfig) -> Score:
         indices = torch.as_tensor(columns["episode_index"]).flatten()
         tasks = {index: _task(dataset, index) for index in indices.unique().tolist()}
     names = tuple(flat_names(features[key])[dim] for dim in dims)
-    signal = Signal.of(key, dims, names, find_unit(names, robot_type, positions, config.position))
+    signal = Signal.of(key, dims, names, find_unit(key, names, robot_type, positions, config.position))
     positions = positions * signal.scale
     fps, note = (config.fps, None) if config.fps else control_rate(features, robot_type, dataset.meta.fps)
     recordings = tuple(

@@ -12,7 +12,7 @@ import torch
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from torch import Tensor
 
-from lerobot_smoothvla.demos.experts import LIBERO_LABELS, METAWORLD_LABELS
+from lerobot_smoothvla.demos.labels import LIBERO_LABELS, METAWORLD_LABELS
 from lerobot_smoothvla.smoothness import JOINT_MOVING_SPEED, MOVING_SPEED
 
 _MOVING_SPEED = {"m": MOVING_SPEED, "rad": JOINT_MOVING_SPEED, "norm": 1.0, "px": 10.0}
@@ -127,7 +127,9 @@ def find_key(
     )
 
 
-def find_unit(names: Sequence[str], robot_type: str | None, values: Tensor, config: PositionConfig) -> str:
+def find_unit(
+    key: str, names: Sequence[str], robot_type: str | None, values: Tensor, config: PositionConfig
+) -> str:
     """The unit of a position, as asked for or as its names, robot and values prove it.
 
     LeRobot's arms record degrees or −100 to 100 (`use_degrees` of the robot; by default degrees for SO arms
@@ -135,6 +137,7 @@ def find_unit(names: Sequence[str], robot_type: str | None, values: Tensor, conf
     bounded (`MotorsBus._normalize`), so one beyond ±100 is in degrees.
 
     Args:
+        key: Feature that it is in.
         names: (D,) of the dimensions.
         robot_type: Of the dataset.
         values: (N, D) all positions.
@@ -146,7 +149,8 @@ def find_unit(names: Sequence[str], robot_type: str | None, values: Tensor, conf
     if config.unit is not None:
         return config.unit
     last = {name.rpartition(".")[2] for name in names}
-    if last == {"x", "y", "z"} and (names[0].startswith("ee.") or robot_type in _ROBOTS_IN_METRES):
+    in_metres = robot_type in _ROBOTS_IN_METRES and not key.startswith("action")  # Those are displacements.
+    if last == {"x", "y", "z"} and (names[0].startswith("ee.") or in_metres):
         return "m"
     if all(_is_joint(name) for name in names):
         if robot_type in _ROBOTS_IN_DEGREES or bool((values.abs() > 100.001).any()):
@@ -157,8 +161,8 @@ def find_unit(names: Sequence[str], robot_type: str | None, values: Tensor, conf
             "SO arms since February 2026), else --position.unit=norm."
         )
     raise ValueError(
-        f"The unit of {', '.join(names)} of '{robot_type}' is not known; pass "
-        "--position.unit=m|rad|deg|norm|px."
+        f"The unit of {', '.join(names)} in '{key}' of '{robot_type}' is not known; pass "
+        "--position.unit=m|rad|deg|norm|px if they are positions."
     )
 
 

@@ -226,6 +226,12 @@ def test_a_speed_that_metaworlds_experts_do_not_have_is_refused(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_of_a_whole_suite_the_tasks_are_recorded_that_the_expert_can_do():
+    config = DemosConfig(env=LiberoEnvConfig(task="libero_spatial"), episodes_per_task=1)
+    recorded = [attempt.start.task_id for attempt in attempts(config, Path("episodes"))]
+    assert recorded == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
 @pytest.mark.parametrize(
     ("env", "message"),
     [

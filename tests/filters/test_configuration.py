@@ -94,6 +94,14 @@ def test_limits_are_taken_of_demonstrations(adapter: PolicyAdapter, tiny_dataset
     assert len(step.max_jerk) == 6
     with pytest.raises(FileNotFoundError, match="There is no LeRobot dataset"):
         JerkLimitConfig(demonstrations=tiny_dataset / "nowhere").step(adapter, LiberoEnv())
+    with pytest.raises(ValueError, match="10 frames a second give no limits for 50 control steps"):
+        JerkLimitConfig(demonstrations=tiny_dataset).step(adapter, AlohaEnv())
+
+
+def test_limits_are_one_for_all_axes_or_one_for_each(adapter: PolicyAdapter):
+    JerkLimitConfig([4.0] * 6, [80.0]).step(adapter, LiberoEnv())
+    with pytest.raises(ValueError, match="`max_acceleration` should be .* all of the arm's 6 .* got 2"):
+        JerkLimitConfig([4.0, 4.0], [80.0]).step(adapter, LiberoEnv())
 
 
 def test_absolute_poses_are_not_filtered(adapter: PolicyAdapter):

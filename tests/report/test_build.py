@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,16 @@ def test_a_policy_that_two_evaluations_share_is_shown_once(tmp_path):
         write_evaluation(tmp_path / "second", compare=base, policy=evaluation([True] * 20)),
     ]
     assert len(evaluated_policies(read_runs(runs)[1])) == 3
+
+
+def test_what_was_measured_in_another_unit_has_no_place_in_the_same_tables(tmp_path):
+    metres = evaluation([True, False])
+    pixels = Evaluation(tuple(replace(m, unit="px") for m in metres.measurements))
+    runs = [write_evaluation(tmp_path / unit, policy=of) for unit, of in {"m": metres, "px": pixels}.items()]
+    with pytest.raises(
+        ValueError, match="in one unit, got m in '.*/m', px in '.*/px'; make a report of each"
+    ):
+        evaluated_policies(read_runs(runs)[1])
 
 
 def test_labels_are_as_short_as_tells_them_apart():

@@ -153,12 +153,25 @@ def test_a_joint_beyond_100_is_in_degrees(tmp_path):
     ],
 )
 def test_a_unit_is_known_where_lerobot_fixes_it(names, robot_type, value, unit):
-    assert find_unit(names, robot_type, torch.full((2, len(names)), value), PositionConfig()) == unit
+    assert (
+        find_unit(
+            "observation.state", names, robot_type, torch.full((2, len(names)), value), PositionConfig()
+        )
+        == unit
+    )
 
 
 def test_coordinates_of_an_unknown_robot_have_no_unit():
-    with pytest.raises(ValueError, match=r"unit of x, y, z of 'mine' is not known; pass --position.unit"):
-        find_unit(("x", "y", "z"), "mine", torch.zeros(2, 3), PositionConfig())
+    with pytest.raises(
+        ValueError, match=r"unit of x, y, z in '.*' of 'mine' is not known; pass --position.unit"
+    ):
+        find_unit("observation.state", ("x", "y", "z"), "mine", torch.zeros(2, 3), PositionConfig())
+
+
+def test_displacements_are_no_positions():
+    """LIBERO's and Meta-World's actions have the names of positions."""
+    with pytest.raises(ValueError, match=r"unit of x, y, z in 'action' of 'panda' .* if they are positions"):
+        find_unit("action", ("x", "y", "z"), "panda", torch.zeros(2, 3), PositionConfig())
 
 
 def test_measured_positions_come_before_commanded_ones():
