@@ -123,6 +123,10 @@ class ExponentialFilterStep(ActionFilterStep):
         return torch.stack(smoothed, dim=1)
 
 
+LARGEST_LIMIT = 1e9
+"""Beyond it, what follows from a limit is lost in rounding, or not a number."""
+
+
 @dataclass(frozen=True)
 class MotionLimits:
     """Greatest magnitudes of the commanded motion, one for each of M axes or one for all of them.
@@ -137,7 +141,7 @@ class MotionLimits:
         velocity: u; used, and needed, for positions only.
 
     Raises:
-        ValueError: If a limit is not positive.
+        ValueError: If a limit is not positive, or so large that it limits nothing.
     """
 
     acceleration: tuple[float, ...]
@@ -148,10 +152,11 @@ class MotionLimits:
         """Reject limits under which nothing moves."""
         for one in fields(self):
             values = getattr(self, one.name)
-            if not all(value > 0 for value in values) or (not values and one.name != "velocity"):
+            in_range = all(0 < value <= LARGEST_LIMIT for value in values)
+            if not in_range or (not values and one.name != "velocity"):
                 raise ValueError(
-                    f"Limits of the {one.name} should be positive, one for all axes or one for each, "
-                    f"got {list(values)}."
+                    f"Limits of the {one.name} should be positive, up to {LARGEST_LIMIT:g}, one for all axes "
+                    f"or one for each, got {list(values)}."
                 )
 
     @classmethod

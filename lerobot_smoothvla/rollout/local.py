@@ -29,6 +29,7 @@ from lerobot_smoothvla.checkpoint_safety import UNREADABLE, require_safe_process
 from lerobot_smoothvla.envs.chunked import ChunkedEnv, Picture
 from lerobot_smoothvla.envs.tasks import chunked_env
 from lerobot_smoothvla.episode import Episode, Task
+from lerobot_smoothvla.filters.guard import MotionGuardStep
 from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.peft_loading import adapter_of, with_structure
@@ -377,7 +378,15 @@ def make_engine(
         actor: Whose weights, config and execution it starts with.
         n_workers: Processes; one a core.
         config: Where they are; None for this machine.
+
+    Raises:
+        ValueError: If the policy acts behind a guard, which counts on every action being executed on an arm.
     """
+    if any(isinstance(step, MotionGuardStep) for step in actor.postprocessor.steps):
+        raise ValueError(
+            f"The checkpoint '{actor.policy.config.pretrained_path}' has a motion guard, which is for an "
+            "arm; take the one that it was exported from. --filter.type=jerk_limited compares with such limits."
+        )
     config = config or RolloutConfig()
     if config.backend == "ray":
         if config.address is None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lerobot_smoothvla.filters.limiter import MotionLimiter, Rates
+from lerobot_smoothvla.filters.steps import LARGEST_LIMIT
 
 DT = 1 / 30
 V, A, J = 150.0, 1000.0, 20000.0
@@ -49,6 +50,17 @@ def test_no_rate_is_ever_beyond_its_limit(commands, start, log_v, log_a, log_j):
     for rate, limit, order in zip(rates, limits, (1, 2, 3), strict=True):
         rounding = 2**order * np.spacing(100 + 80 * limits[0] * DT) / DT**order
         assert rate <= limit * (1 + RELATIVE) + rounding
+
+
+@pytest.mark.parametrize("v", [V, LARGEST_LIMIT])
+@pytest.mark.parametrize("a", [A, LARGEST_LIMIT])
+@pytest.mark.parametrize("j", [J, LARGEST_LIMIT])
+def test_limits_that_limit_nothing_leave_the_others_to_do_it(v, a, j):
+    commands = np.array([0.01, 1e6, -1e6, 3.0, 3.0, 3.0] * 20)
+    path = follow(commands, 0.0, v, a, j)
+    assert np.isfinite(path).all() and np.abs(path).max() > 0
+    for rate, limit, order in zip(largest_rates(path, 0.0), (v, a, j), (1, 2, 3), strict=True):
+        assert rate <= limit * (1 + RELATIVE) + 2**order * np.spacing(np.abs(path).max()) / DT**order
 
 
 @settings(deadline=None, max_examples=50)

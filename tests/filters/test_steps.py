@@ -1,5 +1,6 @@
 """Closed forms and the limits themselves; no simulator."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -250,6 +251,8 @@ def test_limits_of_positions_are_one_derivative_higher():
             lambda: jerk_limit(max_acceleration=[1.0, -1.0]),
             r"acceleration should be positive.*got \[1.0, -1.0\]",
         ),
+        (lambda: jerk_limit(max_jerk=[math.inf]), r"jerk should be positive, up to 1e\+09, .* got \[inf\]"),
+        (lambda: jerk_limit(max_jerk=[math.nan]), r"jerk should be positive.*got \[nan\]"),
         (lambda: jerk_limit(dt=0.0), "`dt` should be a positive control period in s, got 0.0"),
         (lambda: jerk_limit(commands="position"), "need limits of the velocity"),
         (lambda: blend(n_blend=5), r"`n_blend` should be in \[1, 4\]"),

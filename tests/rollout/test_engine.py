@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
 from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Episode, Start
+from lerobot_smoothvla.filters.guard import MotionGuardStep
 from lerobot_smoothvla.filters.real_time_chunking import RealTimeChunkingSampler
 from lerobot_smoothvla.filters.steps import (
     ActionFilterStep,
@@ -87,6 +88,15 @@ def serial(env_config: LiberoEnvConfig, actor: Actor) -> Iterator[RolloutEngine[
     engine = make_engine(env_config, actor, n_workers=0)
     yield engine
     engine.close()
+
+
+def test_a_checkpoint_with_a_guard_is_refused_before_there_is_a_worker(env_config, actor):
+    limits = {f"max_{rate}": [1.0] for rate in ("velocity", "acceleration", "jerk")}
+    guard = MotionGuardStep(dt=0.05, action_names=list("0123456"), state_dims=list(range(7)), **limits)
+    guarded = copy(actor.postprocessor)
+    guarded.steps = [*guarded.steps, guard]
+    with pytest.raises(ValueError, match=f"'{actor.policy.config.pretrained_path}' has a motion guard"):
+        make_engine(env_config, replace(actor, postprocessor=guarded), n_workers=2)
 
 
 @pytest.fixture(scope="module")
