@@ -385,7 +385,7 @@ def make_engine(
     if any(isinstance(step, MotionGuardStep) for step in actor.postprocessor.steps):
         raise ValueError(
             f"The checkpoint '{actor.policy.config.pretrained_path}' has a motion guard, which is for an "
-            "arm; take the one that it was exported from. --filter.type=jerk_limited compares with such limits."
+            "arm; take the one that it was exported from. --filter.type=jerk_limited has such limits."
         )
     config = config or RolloutConfig()
     if config.backend == "ray":
