@@ -81,3 +81,40 @@ def test_a_failure_ends_what_runs_beside_it_and_says_where_it_is_told(tmp_path):
 def test_a_command_that_leaves_nothing_behind_has_failed(tmp_path):
     with pytest.raises(ChildProcessError, match="'empty' ended with exit code 0; its message is above"):
         run_stages(lambda: [stage(tmp_path, "empty", "")], tmp_path)
+
+
+KILLED_ONCE = """
+import os, signal, sys
+from pathlib import Path
+directory = Path(sys.argv[1])
+found = sorted(path.name for path in directory.glob("*"))
+directory.mkdir(exist_ok=True)
+(directory / "half").touch()
+print("found", found, flush=True)
+if not Path(sys.argv[2]).exists():
+    Path(sys.argv[2]).touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+(directory / "whole").touch()
+"""
+"""Leaves half of it, and the other half when it is run again."""
+
+
+@pytest.mark.parametrize(("restarts", "found"), [(True, []), (False, ["half"])])
+def test_a_killed_stage_goes_on_with_what_it_has_or_begins_again_where_it_cannot(
+    tmp_path, capfd, restarts: bool, found: list[str]
+):
+    once, killed = tmp_path / "once", tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED_ONCE, str(killed), str(tmp_path / "mark")]
+    stages = [
+        stage(tmp_path, "once", f"print('once', 'runs'); {WRITE}"),
+        Stage("killed", command, (killed / "whole").is_file, restarts=restarts),
+    ]
+    with pytest.raises(
+        ChildProcessError, match="'killed' ended with exit code -9.*Run the same command again"
+    ):
+        run_stages(lambda: stages, tmp_path)
+    assert once.is_file() and (killed / "half").is_file()
+    minutes = run_stages(lambda: stages, tmp_path)
+    assert set(minutes) == {"once", "killed"}
+    said = capfd.readouterr().out
+    assert said.count("once runs") == 1 and f"found {found}" in said.splitlines()[-1]
