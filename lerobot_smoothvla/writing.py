@@ -21,7 +21,7 @@ def writing(
     Args:
         what: Is written, as a sentence begins: "The log runs/a/metrics.jsonl".
         place: On the same disk.
-        size: Bytes that it takes at most, asked for after an error.
+        size: Bytes that it takes, about, asked for after an error.
         then: What to do, as the sentence goes on that begins with "Make space".
         draft: A directory with what was written of it, which goes and takes no more space.
 
@@ -35,8 +35,7 @@ def writing(
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
         raise WritingError(
-            f"{what} could not be written ({error}). It takes at most {takes}{_free(place)}. "
-            f"Make space {then}"
+            f"{what} could not be written ({error}). It takes about {takes}{_free(place)}. Make space {then}"
         ) from error
 
 
