@@ -1,4 +1,4 @@
-"""How a command ends that is asked to: by Ctrl-C, or by a scheduler's SIGTERM."""
+"""How a command ends that is asked to: by Ctrl-C, a scheduler's SIGTERM, or a terminal that is closed."""
 
 import multiprocessing
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _asked_by: int | None = None
 
 
@@ -26,15 +26,16 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a first SIGINT or SIGTERM raise `Interrupted`; a second one ends the process and its children.
+    """Let a first signal of these raise `Interrupted`; a second one ends the process and its children.
 
-    After an interruption, the process is on its way out: a signal that comes then changes nothing.
+    After an interruption, the process is on its way out: a signal that comes then changes nothing. Under
+    `nohup` it goes on when the terminal is closed.
     """
 
     def first(number: int, _: Any) -> NoReturn:
         global _asked_by
         _asked_by = number
-        for each in _SIGNALS:
+        for each in heeded:
             signal.signal(each, second)
         raise Interrupted(number)
 
@@ -44,7 +45,9 @@ def interruptible() -> Iterator[None]:
         os._exit(128 + number)
 
     global _asked_by
-    before = {number: signal.signal(number, first) for number in _SIGNALS}
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heeded = [number for number in _SIGNALS if not (nohup and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, first) for number in heeded}
     try:
         yield
     finally:

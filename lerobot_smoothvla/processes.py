@@ -1,7 +1,9 @@
 """How worker processes of this machine are started."""
 
+import ctypes
 import multiprocessing as mp
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ from typing import Any
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
 """Of torch and, beside its caller's, of Mesa's software renderer: with one process a core, more only wait."""
+_PR_SET_PDEATHSIG = 1
+"""Of Linux' `prctl`."""
 _IMPORTED_BY_ALL = "lerobot_smoothvla.rollout.local"
 
 
@@ -49,3 +53,9 @@ def in_environment(variables: Mapping[str, str], function: Callable[..., None], 
     os.environ.clear()
     os.environ.update(variables)
     function(*arguments)
+
+
+def end_with_parent() -> None:
+    """Get SIGTERM when the parent is gone, however it went; for `Popen(preexec_fn=...)`, on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lerobot_smoothvla.processes import ONE_THREAD
+from lerobot_smoothvla.processes import ONE_THREAD, end_with_parent
 
 LAST = Path("checkpoints") / "last" / "pretrained_model"
 """In a training run, of `lerobot-train` and of `smoothvla grpo`."""
@@ -202,6 +202,7 @@ class _Running:
                 env={**(ONE_THREAD if log else {}), **os.environ, **stage.environment},
                 stdout=output,
                 stderr=output and subprocess.STDOUT,
+                preexec_fn=end_with_parent,  # Or the same command again would run the stage beside it.
             )
 
 

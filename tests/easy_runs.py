@@ -8,19 +8,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from builders import prepare
+from easy_task import set_an_easy_task
 
 ENV = ("--env.type=libero", "--env.task=libero_object", "--env.task_ids=[0]", "--env.episode_length=16")
 ENV += ("--env.observation_height=64", "--env.observation_width=64")
 RUN = (*ENV, "--steps=2", "--save_freq=1", "--n_workers=0", "--seed=3", "--algorithm.n_groups=1")
 RUN += ("--algorithm.group_size=4", "--algorithm.minibatch_size=4", "--algorithm.lr=1e-4")
+WITH_WORKERS = (*RUN, "--env.type=easy_libero", "--n_workers=1")
+"""Flags of `start_with_workers`."""
 RUN += ("--wandb.enable=true", "--wandb.mode=offline", "--wandb.disable_artifact=true")
 
 # A process a run, forked from one that has imported what takes 20 s and has started nothing.
@@ -61,6 +66,43 @@ def start_run(
     process = FORKING.Process(target=_smoothvla, args=task, daemon=True)
     process.start()
     return Run(process, log)
+
+
+def start_with_workers(output: Path, *arguments: str, **settings: Any) -> subprocess.Popen[bytes]:
+    """Start the command as a user does, so that it can have worker processes, which a forked one cannot.
+
+    Args:
+        output: Its output directory.
+        arguments: Its other flags.
+        settings: Of `Popen`; by default it says what it says into `<output>.log`.
+    """
+    command = "import easy_task, sys; from lerobot_smoothvla.cli.main import main; sys.exit(main())"
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    with output.with_suffix(".log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", command, "grpo", f"--output_dir={output}", *arguments],
+            env={**os.environ, "PYTHONPATH": path},
+            **({"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log} | settings),
+        )
+
+
+def processes_of(run: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Those that the command has started, workers and what they are forked from; none once it has ended."""
+    try:
+        return psutil.Process(run.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_for_checkpoint(run: subprocess.Popen[bytes], output: Path, iterations: int) -> None:
+    while not (output / f"checkpoints/{iterations:06d}").exists():
+        assert run.poll() is None, output.with_suffix(".log").read_text()
+        time.sleep(0.02)
+
+
+def assert_gone(processes: Sequence[psutil.Process]) -> None:
+    _, left = psutil.wait_procs(processes, timeout=20)
+    assert not left
 
 
 def finish(run: Run) -> None:
@@ -111,12 +153,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 def _smoothvla(
     command: tuple[str, ...], environment: dict[str, str], log: Path, policy_type: str, distance: float
 ) -> None:
-    """What the forked process does: the command, with an easy task.
-
-    A policy with random weights never picks anything up, so that nothing would be learned and a kill could
-    not be told from an uninterrupted run. Therefore a task that it does solve now and then: to move the
-    gripper. All else is the real command on the real simulator.
-    """
+    """What the forked process does: the command, with an easy task."""
     with log.open("a") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
@@ -125,7 +162,7 @@ def _smoothvla(
     # As in a process that was not forked, no two runs begin with the same ones. (`random` sees to it itself.)
     np.random.seed()
     torch.seed()
-    _set_an_easy_task(distance)
+    set_an_easy_task(distance)
     prepare(policy_type)
     from lerobot_smoothvla.cli.main import main
 
@@ -133,24 +170,3 @@ def _smoothvla(
         sys.exit(main())
     finally:
         atexit._run_exitfuncs()  # Such a process leaves them out, and W&B writes its last there.
-
-
-def _set_an_easy_task(distance: float) -> None:
-    """In this process."""
-    from lerobot.envs.libero import LiberoEnv
-
-    from lerobot_smoothvla.envs.libero import ChunkedLiberoEnv
-
-    reset_to = ChunkedLiberoEnv.reset_to
-
-    def reset_and_look(env, start, shift=None):
-        observation = reset_to(env, start, shift)
-        env.home = env.position
-        return observation
-
-    def step(env, action):
-        observation, reward, _, truncated, info = LiberoEnv.step(env, action)
-        solved = bool(np.linalg.norm(env.position - env.home) > distance)
-        return observation, reward, solved, truncated, info
-
-    ChunkedLiberoEnv.reset_to, ChunkedLiberoEnv.step = reset_and_look, step

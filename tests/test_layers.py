@@ -41,6 +41,7 @@ LAYERS = {
     "locking": 2,
     "settings": 2,
     "interruption": 2,
+    "writing": 2,
     "rollout.configuration": 2,
     # rollouts
     "rollout": 3,

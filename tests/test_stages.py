@@ -1,10 +1,13 @@
 """Stages are real processes: in their order, some beside one another, and none twice."""
 
 import os
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lerobot_smoothvla.stages import Stage, run_stages
@@ -81,3 +84,71 @@ def test_a_failure_ends_what_runs_beside_it_and_says_where_it_is_told(tmp_path):
 def test_a_command_that_leaves_nothing_behind_has_failed(tmp_path):
     with pytest.raises(ChildProcessError, match="'empty' ended with exit code 0; its message is above"):
         run_stages(lambda: [stage(tmp_path, "empty", "")], tmp_path)
+
+
+KILLED_ONCE = """
+import os, signal, sys
+from pathlib import Path
+directory = Path(sys.argv[1])
+found = sorted(path.name for path in directory.glob("*"))
+directory.mkdir(exist_ok=True)
+(directory / "half").touch()
+print("found", found, flush=True)
+if not Path(sys.argv[2]).exists():
+    Path(sys.argv[2]).touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+(directory / "whole").touch()
+"""
+"""Leaves half of it, and the other half when it is run again."""
+
+
+@pytest.mark.parametrize(("restarts", "found"), [(True, []), (False, ["half"])])
+def test_a_killed_stage_goes_on_with_what_it_has_or_begins_again_where_it_cannot(
+    tmp_path, capfd, restarts: bool, found: list[str]
+):
+    once, killed = tmp_path / "once", tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED_ONCE, str(killed), str(tmp_path / "mark")]
+    stages = [
+        stage(tmp_path, "once", f"print('once', 'runs'); {WRITE}"),
+        Stage("killed", command, (killed / "whole").is_file, restarts=restarts),
+    ]
+    with pytest.raises(
+        ChildProcessError, match="'killed' ended with exit code -9.*Run the same command again"
+    ):
+        run_stages(lambda: stages, tmp_path)
+    assert once.is_file() and (killed / "half").is_file()
+    minutes = run_stages(lambda: stages, tmp_path)
+    assert set(minutes) == {"once", "killed"}
+    said = capfd.readouterr().out
+    assert said.count("once runs") == 1 and f"found {found}" in said.splitlines()[-1]
+
+
+TWO_STAGES = """
+import sys
+from pathlib import Path
+from lerobot_smoothvla.stages import Stage, run_stages
+out = Path(sys.argv[1])
+def stage(name, body):
+    script = "import os, sys, time; open(sys.argv[1] + '.pids', 'a').write(f'{os.getpid()} ')\\n"
+    command = [sys.executable, "-c", script + body, str(out / name)]
+    return Stage(name, command, (out / name).is_file)
+end = "open(sys.argv[1], 'w')"
+wait = f"while not os.path.exists('{out / 'go'}'): time.sleep(0.01)\\n"
+run_stages(lambda: [stage("a", end), stage("b", wait + end)], out)
+"""
+
+
+def test_a_killed_command_takes_its_stage_along_and_goes_on_after_the_last_that_was_finished(tmp_path):
+    a, b = tmp_path / "a.pids", tmp_path / "b.pids"
+    command = [sys.executable, "-c", TWO_STAGES, str(tmp_path)]
+    with subprocess.Popen(command) as killed:
+        while not (b.exists() and b.read_text()):
+            assert killed.poll() is None
+            time.sleep(0.01)
+        killed.kill()
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(int(b.read_text())).wait(10)
+    (tmp_path / "go").touch()
+    assert not (tmp_path / "b").exists()
+    subprocess.run(command, check=True, timeout=60)
+    assert len(a.read_text().split()) == 1 and len(b.read_text().split()) == 2

@@ -57,7 +57,8 @@ def main() -> int:
         if os.environ.get("SMOOTHVLA_DEBUG") == "1":
             raise
         reason = redacted(" ".join(str(error).split())) or type(error).__name__
-        print(f"smoothvla {command}: error: {reason} (SMOOTHVLA_DEBUG=1 shows where.)", file=sys.stderr)
+        with contextlib.suppress(OSError):  # Whoever read it may be gone, which then is the reason.
+            print(f"smoothvla {command}: error: {reason} (SMOOTHVLA_DEBUG=1 shows where.)", file=sys.stderr)
         return getattr(error, "exit_code", 2)
     except Interrupted as interruption:
         return 128 + interruption.number

@@ -11,8 +11,9 @@ import multiprocessing as mp
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -41,10 +42,13 @@ from lerobot_smoothvla.locking import LOCK, sole_writer
 from lerobot_smoothvla.processes import ONE_THREAD, in_environment, worker_context
 from lerobot_smoothvla.rollout.local import Simulators
 from lerobot_smoothvla.settings import differences, settings_of
+from lerobot_smoothvla.writing import size_of, writing
 
 SUMMARY = Path("meta") / "demonstrations.json"
 """In the dataset: the settings that made it, and by task how many attempts were kept."""
 
+_THEN = "and run the same command again: it goes on with the episodes that are recorded."
+"""After a disk that was full."""
 _NOISE_MEMORY = 0.9
 """Correlation of the noise from one step to the next: white noise would shake the arm, not move it off."""
 _LONGER_THAN_ANY_EPISODE = 10_000
@@ -198,7 +202,7 @@ def record(config: DemosConfig) -> Path:
     Raises:
         ValueError: If a task cannot be done, or every attempt failed.
         FileExistsError: If the directory holds something else, or a run with other settings.
-        OSError: If it cannot be written.
+        OSError: If it cannot be written; a `WritingError` leaves what was recorded as it is.
     """
     root = config.dataset.directory
     partial = root.with_name(f"{root.name}.partial")
@@ -223,13 +227,14 @@ def _join(config: DemosConfig, planned: Sequence[Attempt], partial: Path) -> Pat
     joined = partial / "dataset"
     shutil.rmtree(joined, ignore_errors=True)
     name = config.dataset.repo_id
-    # Appending images to one file would rewrite it for every episode.
-    aggregate_datasets(
-        [name] * len(kept), name, roots=kept, aggr_root=joined, concatenate_data=config.dataset.video
-    )
-    summary = {"settings": _settings(config), "tasks": _count(planned, has_init_states(config.env))}
-    (joined / SUMMARY).write_text(json.dumps(summary, indent=2))
-    joined.rename(root)
+    with writing(f"The dataset {root}", partial, lambda: sum(map(size_of, kept)), _THEN, joined):
+        # Appending images to one file would rewrite it for every episode.
+        aggregate_datasets(
+            [name] * len(kept), name, roots=kept, aggr_root=joined, concatenate_data=config.dataset.video
+        )
+        summary = {"settings": _settings(config), "tasks": _count(planned, has_init_states(config.env))}
+        (joined / SUMMARY).write_text(json.dumps(summary, indent=2))
+        joined.rename(root)
     shutil.rmtree(partial)
     return root
 
@@ -329,11 +334,30 @@ def _record_attempt(config: DemosConfig, attempt: Attempt) -> None:
     draft = attempt.directory.with_suffix(".draft")
     shutil.rmtree(draft, ignore_errors=True)
     env = _simulators.get(*attempt.start.task)
-    if record_episode(env, config, attempt, draft):
-        draft.rename(attempt.directory)
-    else:
-        shutil.rmtree(draft)
-        attempt.failed.touch()
+    episodes = attempt.directory.parent
+    what = f"The episode {attempt.directory}"
+    with writing(what, episodes, lambda: _largest(episodes), _THEN, draft), _encoding():
+        if record_episode(env, config, attempt, draft):
+            draft.rename(attempt.directory)
+        else:
+            shutil.rmtree(draft)
+            attempt.failed.touch()
+
+
+@contextmanager
+def _encoding() -> Iterator[None]:
+    """What LeRobot's video encoder cannot write is an error of the disk again."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "Encoder thread" not in str(error):
+            raise
+        raise OSError(str(error)) from error
+
+
+def _largest(episodes: Path) -> int:
+    """Bytes of the largest episode so far, unfinished ones included."""
+    return max(map(size_of, episodes.iterdir()), default=0)
 
 
 def record_episode(env: ChunkedEnv, config: DemosConfig, attempt: Attempt, directory: Path) -> bool:

@@ -91,12 +91,20 @@ class Replay:
         Raises:
             OSError: If it cannot be written.
         """
-        tensors = {key: torch.stack(rows) for key, rows in self.observations.items()}
-        tensors |= {f"record.{key}": value.contiguous() for key, value in self.record.items()}
-        tensors |= {name: getattr(self, name) for name in ("executed", "advantages", "weights", "imitated")}
         file.parent.mkdir(parents=True, exist_ok=True)
         header = {"instructions": json.dumps(self.instructions)}
-        save_file(tensors | {"baseline": baseline.contiguous()}, file, header)
+        save_file(self._tensors() | {"baseline": baseline.contiguous()}, file, header)
+
+    def size(self) -> int:
+        """Bytes of what `save` writes, without the baseline."""
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {key: torch.stack(rows) for key, rows in self.observations.items()}
+        tensors |= {f"record.{key}": value.contiguous() for key, value in self.record.items()}
+        return tensors | {
+            name: getattr(self, name) for name in ("executed", "advantages", "weights", "imitated")
+        }
 
     @classmethod
     def from_groups(cls, groups: Sequence[Group], config: GRPOConfig, first_step: int = 0) -> Self | None:

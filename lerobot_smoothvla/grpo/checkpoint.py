@@ -19,12 +19,12 @@ from lerobot.common.train_utils import (
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.train import TRAIN_CONFIG_NAME
 from lerobot.utils.constants import CHECKPOINTS_DIR, LAST_CHECKPOINT_LINK, PRETRAINED_MODEL_DIR
-from safetensors import SafetensorError
 
 from lerobot_smoothvla.checkpoint_safety import UNREADABLE, WANDB, require_inside, said
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.settings import differences, flattened, settings_of
+from lerobot_smoothvla.writing import writing
 
 _OF_A_RESUMPTION = (
     "resume",
@@ -57,13 +57,14 @@ def save(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm, iteration: int) -
         The checkpoint's directory.
 
     Raises:
-        OSError: If it cannot be written; the last whole checkpoint is still there.
+        WritingError: If it cannot be written; the last whole checkpoint is still there.
     """
     assert config.output_dir is not None
     final = get_step_checkpoint_dir(config.output_dir, config.steps, iteration)
     partial, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
     actor = algorithm.actor
-    try:
+    then = "and continue with --resume=true, or choose an --output_dir on another disk."
+    with writing(f"The checkpoint {final}", config.output_dir, lambda: _size(algorithm), then, partial):
         for left_over in (partial, replaced):
             shutil.rmtree(left_over, ignore_errors=True)
         save_checkpoint(
@@ -91,13 +92,6 @@ def save(config: GRPOPipelineConfig, algorithm: GRPOAlgorithm, iteration: int) -
         os.replace(new_link, final.with_name(LAST_CHECKPOINT_LINK))
         _flush(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"The checkpoint {final} could not be written ({error}). It takes at most "
-            f"{_size(algorithm) / 1e6:.1f} MB{_free(config.output_dir)}. Make space and continue with "
-            "--resume=true, or choose an --output_dir on another disk."
-        ) from error
     return final
 
 
@@ -115,14 +109,6 @@ def _size(algorithm: GRPOAlgorithm) -> int:
     weights = algorithm.get_weights().values()
     trained = [p for group in algorithm.get_optimizers()["policy"].param_groups for p in group["params"]]
     return sum(w.nbytes for w in weights) + 2 * sum(p.nbytes for p in trained)
-
-
-def _free(directory: Path) -> str:
-    """What is left of the disk, as the end of a sentence."""
-    try:
-        return f", and {shutil.disk_usage(directory).free / 1e6:.1f} MB are free"
-    except OSError:
-        return ""
 
 
 def last(output_dir: Path | None) -> Path:

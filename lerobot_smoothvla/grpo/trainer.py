@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +32,7 @@ from lerobot_smoothvla.grpo.configuration import GRPOConfig, GRPOPipelineConfig
 from lerobot_smoothvla.interruption import Interrupted
 from lerobot_smoothvla.jerk_reward import JerkRewardProcessorStep, reference_medians, score, task_key
 from lerobot_smoothvla.rollout.engine import RolloutEngine, RolloutError, RolloutRequest
+from lerobot_smoothvla.writing import WritingError, writing
 
 METRICS = "metrics.jsonl"
 DROPPED = "dropped"
@@ -121,8 +123,9 @@ class GRPOTrainer:
         self._after_save = after_save
         assert config.output_dir is not None
         self._log = config.output_dir / METRICS
-        if self.ranks.first:
-            _keep_lines(self._log, iteration)
+        if self.ranks.first and self._log.exists():
+            with self._writing(f"The log {self._log}", lambda: self._log.stat().st_size):
+                _keep_lines(self._log, iteration)
         self._saved = iteration if config.resume else -1
         self._restore: Callable[[], None] | None = None
         self._thread = ThreadPoolExecutor(1)
@@ -133,14 +136,15 @@ class GRPOTrainer:
     def train(self) -> Path:
         """Run the remaining iterations.
 
-        Where it ends early, the last iteration that was finished is saved, and can be resumed from.
+        Where it ends early, whatever the reason, the last iteration that was finished is saved, and can be
+        resumed from; unless nothing can be written.
 
         Returns:
             The last checkpoint's directory.
 
         Raises:
             ValueError: If none remains.
-            OSError: If a checkpoint or the log cannot be written.
+            WritingError: If a checkpoint, the log or a dropped minibatch cannot be written.
             RolloutError: If nothing can be rolled out.
             FloatingPointError: If an update finds no finite gradient.
             Interrupted: If the process was asked to end.
@@ -164,7 +168,9 @@ class GRPOTrainer:
                         saved = self._save()
                         if self._wandb is not None:
                             self._wandb.log_policy(saved)
-        except (Interrupted, RolloutError, FloatingPointError) as reason:
+        except WritingError:
+            raise
+        except (Interrupted, Exception) as reason:
             self._save_before_the_end(reason)
             raise
         finally:
@@ -214,14 +220,12 @@ class GRPOTrainer:
         if not self.ranks.first:
             return
         line = json.dumps({k: None if math.isnan(v) else v for k, v in metrics.items()}) + "\n"
-        try:
-            with self._log.open("a") as log:
-                log.write(line)
-        except OSError as error:
-            raise OSError(
-                f"The log {self._log} could not be written ({error}), where an iteration takes {len(line)} "
-                "bytes; make space there, and continue from the last checkpoint with --resume=true."
-            ) from error
+        with self._writing(f"The log {self._log}", lambda: len(line)), self._log.open("a") as log:
+            log.write(line)
+
+    def _writing(self, what: str, size: Callable[[], int]) -> AbstractContextManager[None]:
+        then = "and continue from the last checkpoint with --resume=true."
+        return writing(what, self._log.parent, size, then)
 
     @property
     def _seed(self) -> int:
@@ -304,12 +308,14 @@ class GRPOTrainer:
 
         Raises:
             FloatingPointError: If `DROPPED_IN_A_ROW` of them were dropped.
+            WritingError: If it cannot be written.
         """
         place = self._log.parent / DROPPED
         if self.algorithm.dropped is not None:
             replay, baseline = self.algorithm.dropped
             file = place / f"{self.iteration + 1:06d}_{self.ranks.rank}.safetensors"
-            replay.save(file, baseline)
+            with self._writing(f"The dropped minibatch {file}", replay.size):
+                replay.save(file, baseline)
             logging.warning("Minibatches without a finite gradient were dropped; the first is %s.", file)
         if self.algorithm.dropped_in_a_row >= DROPPED_IN_A_ROW:
             whole = all(weight.isfinite().all() for weight in self.algorithm.get_weights().values())
@@ -369,11 +375,10 @@ def _mean(scored: Sequence[ScoredEpisode], term: str) -> float:
 
 def _keep_lines(log: Path, iterations: int) -> None:
     """Leave out what is of later iterations, or was torn when the run was killed."""
-    if log.exists():
-        lines = log.read_text().splitlines(keepends=True)
-        partial = log.with_suffix(".partial")
-        partial.write_text("".join(line for line in lines if _iteration_of(line) <= iterations))
-        partial.replace(log)
+    lines = log.read_text().splitlines(keepends=True)
+    partial = log.with_suffix(".partial")
+    partial.write_text("".join(line for line in lines if _iteration_of(line) <= iterations))
+    partial.replace(log)
 
 
 def _iteration_of(line: str) -> float:

@@ -317,6 +317,7 @@ class RolloutEngine[W: Worker]:
         self._timeout_s = timeout_s
         self._busy: dict[W, tuple[int, float]] = {}
         self._tasks: dict[W, deque[Task]] = defaultdict(partial(deque, maxlen=SIMULATORS))
+        self._proven: set[W] = set()
         self._stopped = False
         self.n_failures = 0
 
@@ -373,6 +374,7 @@ class RolloutEngine[W: Worker]:
                     if attempts[index] < ATTEMPTS:
                         queue.insert(0, (index, requests[index]))
                     continue
+                self._proven.add(worker)
                 if on_episode is not None:
                     on_episode(index, episode)
         return [outcomes[index] for index in range(len(requests))]
@@ -409,13 +411,19 @@ class RolloutEngine[W: Worker]:
         return late
 
     def _take_note(self, failure: RolloutError, worker: W, request: RolloutRequest, attempt: int) -> None:
-        """Count and log a failure, and replace the worker where it is lost."""
+        """Count and log a failure, and replace the worker where it is lost.
+
+        Also before the last attempt where it has given an episode before: it may be what is broken by now,
+        without memory or files.
+        """
         self.n_failures += 1
         logging.warning("%s failed, attempt %d of %d: %s", _described(request), attempt, ATTEMPTS, failure)
-        if failure.worker_lost and self._replace is not None:
+        broken = failure.worker_lost or (attempt == ATTEMPTS - 1 and worker in self._proven)
+        if broken and self._replace is not None:
             worker.close()
             self._workers.remove(worker)
             self._tasks.pop(worker, None)
+            self._proven.discard(worker)
             if (another := self._replace()) is not None:
                 self._workers.append(another)
             elif not self._workers:

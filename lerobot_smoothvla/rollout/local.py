@@ -276,8 +276,9 @@ def serve(
         player: Of the policy.
         load_weights: Called where the policy is to act with new weights.
     """
-    # Ctrl-C reaches the whole process group; the parent decides what ends when.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a closed terminal reach the whole process group; the parent decides what ends when.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     simulators = Simulators(env_config)
     while True:

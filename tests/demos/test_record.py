@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from lerobot_smoothvla.envs.chunked import ChunkedEnv
 from lerobot_smoothvla.envs.tasks import chunked_env
 from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.locking import sole_writer
+from lerobot_smoothvla.writing import WritingError, size_of
 
 TASK = Start("libero_object", 5, 0, 0)
 FLAGS = [
@@ -190,6 +192,35 @@ def test_killed_and_started_again_with_more_processes_it_is_the_dataset_of_an_un
     for index in (0, len(whole) // 2, len(whole) - 1):
         for camera in ("observation.images.image", "observation.images.image2"):
             assert torch.equal(resumed[index][camera], whole[index][camera])
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_recording_with_what_did_not_fit_and_keeps_what_was_recorded(small_disk):
+    root, episodes = small_disk / "demos", small_disk / "demos.partial" / "episodes"
+    first, second = (episodes / f"libero_object-05-0000{index}" for index in (0, 1))
+
+    def leave(n_bytes: int) -> None:
+        filler = small_disk / "filler"
+        filler.unlink(missing_ok=True)
+        filler.write_bytes(b"\0" * (shutil.disk_usage(small_disk).free - n_bytes))
+
+    command = start_command(root, n_workers=1)
+    wait_for(first.exists, seconds=300)
+    leave(40_000)
+    said, _ = command.communicate()
+    assert command.returncode == 2 and "Traceback" not in said
+    assert re.search(rf"error: The episode {second} could not be written \(.*No space left", said), said
+    assert re.search(r"It takes about 0\.\d MB, and \d+ bytes are free. Make space and run the same", said)
+    assert sorted(path.name for path in episodes.iterdir()) == [first.name]
+
+    leave(int(1.7 * size_of(first)))
+    with pytest.raises(WritingError, match=rf"The dataset {root} could not be written \(.*No space left"):
+        record(a_config(root))
+    assert not root.exists() and not (small_disk / "demos.partial" / "dataset").exists()
+    assert sorted(path.name for path in episodes.iterdir()) == [first.name, second.name]
+
+    leave(10_000_000)
+    assert LeRobotDataset("local/demos", root=record(a_config(root))).num_episodes == 2
 
 
 def test_attempts_take_the_init_states_in_turn_then_the_next_seed_and_spread_the_noise():

@@ -1,17 +1,33 @@
 """Runs that are asked to end, that fill the disk or the numbers, by the real command on real LIBERO."""
 
+import fcntl
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from easy_runs import RUN, Run, finish, log_of, same_state, start_run, timeless_log_of
+from easy_runs import (
+    RUN,
+    WITH_WORKERS,
+    Run,
+    assert_gone,
+    finish,
+    log_of,
+    processes_of,
+    same_state,
+    start_run,
+    start_with_workers,
+    timeless_log_of,
+    wait_for_checkpoint,
+)
 
 SETTINGS = tuple(flag for flag in RUN if not flag.startswith("--wandb"))
 SHARED_MEMORY = Path("/dev/shm")
@@ -99,6 +115,69 @@ def test_a_second_ctrl_c_ends_it_at_once_and_leaves_nothing_running(warm_start, 
     _, left = psutil.wait_procs(started, timeout=10)
     assert not left
     assert not shared & {path.name for path in SHARED_MEMORY.iterdir()}
+
+
+def start_and_turn_away(
+    ends: tuple[int, int], output: Path, *arguments: str, **settings
+) -> subprocess.Popen[bytes]:
+    """A run that in its first iterations loses whoever reads what it says, at the first of two ends."""
+    ours, its = ends
+    run = start_with_workers(output, *arguments, **{"stdin": its, "stdout": its, "stderr": its}, **settings)
+    os.close(its)
+    while not (output / "metrics.jsonl").exists():
+        assert run.poll() is None
+        if select.select([ours], [], [], 0.05)[0]:
+            os.read(ours, 65_536)
+    os.close(ours)
+    return run
+
+
+def test_a_run_whose_terminal_is_closed_saves_what_it_has_done_and_leaves_nothing_running(
+    warm_start, tmp_path
+):
+    output = tmp_path / "run"
+    run = start_and_turn_away(
+        os.openpty(),
+        output,
+        *(f"--policy.path={warm_start}", *WITH_WORKERS, "--save_freq=0", "--steps=1000"),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY),
+    )
+    started = processes_of(run)
+    assert run.wait(30) == 128 + signal.SIGHUP
+    assert_gone(started)
+    done = len(log_of(output))
+    assert done >= 1 and (output / "checkpoints/last").readlink() == Path(f"{done:06d}")
+
+
+@pytest.mark.slow
+def test_a_run_that_writes_into_a_broken_pipe_goes_on_to_its_end(warm_start, tmp_path):
+    output = tmp_path / "run"
+    run = start_and_turn_away(
+        os.pipe(), output, f"--policy.path={warm_start}", *WITH_WORKERS, "--save_freq=0", "--steps=4"
+    )
+    started = processes_of(run)
+    assert started and run.wait(120) in (0, 120)  # That is Python's own, where something is left to print.
+    assert_gone(started)
+    assert len(log_of(output)) == 4 and (output / "checkpoints/last").readlink() == Path("000004")
+
+
+def test_a_killed_learner_leaves_no_worker_and_goes_on_as_if_it_had_not_been(
+    uninterrupted, warm_start, tmp_path
+):
+    """Which had none, so that these roll out what the learner itself would."""
+    output = tmp_path / "run"
+    run = start_with_workers(output, f"--policy.path={warm_start}", *WITH_WORKERS)
+    wait_for_checkpoint(run, output, 1)
+    started = processes_of(run)
+    assert started
+    run.kill()
+    assert run.wait() == -signal.SIGKILL and not (output / "checkpoints/000002").exists()
+    assert_gone(started)
+
+    assert start_with_workers(output, "--resume=true").wait(300) == 0
+    assert same_state(uninterrupted, output)
+    assert timeless_log_of(uninterrupted) == timeless_log_of(output)
 
 
 def test_a_resumed_run_keeps_its_settings_but_where_and_how_long(uninterrupted, tmp_path):

@@ -3,84 +3,112 @@
 import os
 import random
 import shutil
+import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from easy_runs import RUN, Run, finish, log_of, same_state, start_run, timeless_log_of
+from easy_runs import (
+    RUN,
+    WITH_WORKERS,
+    assert_gone,
+    log_of,
+    processes_of,
+    same_state,
+    start_with_workers,
+    timeless_log_of,
+)
 
 pytestmark = pytest.mark.long
-KILLS = 20
+KILLS = int(os.environ.get("KILLS", "20"))
 SOAK_S = 60 * float(os.environ.get("SOAK_MINUTES", "120"))
 _EVERY_S = 10.0
-_STEPS = 12
+_STEPS = f"--steps={3 * KILLS + 2}"
+"""Each kill is followed by two iterations at most until the next one."""
 
 
 @pytest.fixture(scope="module")
 def settings() -> tuple[str, ...]:
-    return (*(flag for flag in RUN if not flag.startswith(("--wandb", "--steps"))), f"--steps={_STEPS}")
+    return (*(flag for flag in RUN if not flag.startswith("--wandb")), _STEPS)
 
 
-def kill_while_it_writes(output: Path, run: Run) -> None:
-    """As soon as there is an unfinished checkpoint."""
-    while run.process.is_alive() and not list((output / "checkpoints").glob(".*")):
+def unfinished(output: Path) -> set[tuple[str, int]]:
+    """What writing a checkpoint has left, or has not renamed yet; by its last change, too."""
+    found = set()
+    for path in (output / "checkpoints").glob(".*"):
+        with suppress(FileNotFoundError):
+            found.add((path.name, path.lstat().st_ctime_ns))
+    return found
+
+
+def n_lines(output: Path) -> int:
+    log = output / "metrics.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def wait_for_a_moment(kind: int, run: subprocess.Popen[bytes], output: Path, chance: random.Random) -> None:
+    """While it starts (0), while it learns (1), or while it writes a checkpoint (2)."""
+    lines, before = n_lines(output), unfinished(output)
+    if kind == 0:
+        time.sleep(chance.uniform(0, 30))
+    while kind == 1 and n_lines(output) <= lines and run.poll() is None:
+        time.sleep(0.01)
+    while kind == 2 and not unfinished(output) - before and run.poll() is None:
         time.sleep(0.001)
-    run.process.kill()
-
-
-def kill_some_time(run: Run, chance: random.Random) -> None:
-    run.process.join(chance.uniform(1.0, 30.0))
-    run.process.kill()
+    # An iteration takes longer than a second, a checkpoint some hundredths.
+    time.sleep(chance.uniform(0, (0, 2, 0.03)[kind]))
 
 
 def test_a_run_that_is_killed_many_times_ends_with_the_same_weights(
     uninterrupted, warm_start, settings, tmp_path
 ):
-    output, chance, kills = tmp_path / "killed", random.Random(0), 0
-    while kills < KILLS:
+    """In all of them no worker is left; the uninterrupted run had none, so that they do as the serial one."""
+    output, chance, torn = tmp_path / "killed", random.Random(0), 0
+    for kill in range(KILLS):
         resumes = (output / "checkpoints" / "last").exists()
-        again = ("--resume=true",) if resumes else (f"--policy.path={warm_start}", *settings)
-        run = start_run(output, *again)
-        if kills % 2:
-            kill_while_it_writes(output, run)
-        else:
-            kill_some_time(run, chance)
-        run.process.join()
-        if run.process.exitcode == 0:
-            break
-        kills += 1
+        first = (f"--policy.path={warm_start}", *WITH_WORKERS, _STEPS)
+        before = unfinished(output)
+        run = start_with_workers(output, *(["--resume=true"] if resumes else first))
+        wait_for_a_moment(kill % 3, run, output, chance)
+        started = processes_of(run)
+        run.kill()
+        assert run.wait() == -9, output.with_suffix(".log").read_text()
+        assert_gone(started)
+        torn += bool(unfinished(output) - before)
         last = output / "checkpoints" / "last"
         if last.is_symlink():
             assert (last / "training_state" / "optimizer_param_groups.json").is_file()
             assert (last / "pretrained_model" / "model.safetensors").is_file()
         elif output.exists():  # Killed before its first checkpoint was whole.
             shutil.rmtree(output)
-    if run.process.exitcode != 0:
-        finish(start_run(output, "--resume=true"))
-    print(f"{kills} kills, {len(log_of(output))} iterations")
-    assert kills >= KILLS // 2
+    n_done = len(log_of(output))
+    assert start_with_workers(output, "--resume=true").wait() == 0
+    print(f"{KILLS} kills within {n_done} iterations, {torn} of them while a checkpoint was written")
+    assert torn >= max(1, KILLS // 6)
     assert same_state(uninterrupted, output)
     assert timeless_log_of(uninterrupted) == timeless_log_of(output)
 
 
-def test_memory_and_file_handles_stay_flat(warm_start, settings, tmp_path):
+def test_memory_and_file_handles_stay_flat(warm_start, tmp_path):
     output = tmp_path / "soak"
-    long = ("--steps=1000000", "--save_freq=10", "--env.episode_length=100")
-    run = start_run(output, f"--policy.path={warm_start}", *settings, *long)
+    long = ("--n_workers=2", "--steps=1000000", "--save_freq=10", "--env.episode_length=100")
+    run = start_with_workers(output, f"--policy.path={warm_start}", *WITH_WORKERS, *long)
+    while n_lines(output) < 2:  # Both workers have a simulator by then.
+        time.sleep(1)
+        assert run.poll() is None, output.with_suffix(".log").read_text()
     began, samples = time.monotonic(), []
     while time.monotonic() < began + SOAK_S:
         time.sleep(_EVERY_S)
-        assert run.process.is_alive(), run.log.read_text()
-        learner = psutil.Process(run.process.pid)
-        processes = [learner, *learner.children(recursive=True)]
+        assert run.poll() is None, output.with_suffix(".log").read_text()
+        processes = [psutil.Process(run.pid), *processes_of(run)]
         sizes = [process.memory_info().rss for process in processes]
         handles = sum(process.num_fds() for process in processes)
         samples.append((time.monotonic() - began, sizes[0], sum(sizes[1:]), handles))
-    run.process.terminate()
-    run.process.join(30)
-    assert run.process.exitcode == 143
+    run.terminate()
+    assert run.wait(30) == 143
     hours, learner_mb, workers_mb, handles = np.array(samples).T / [[3600], [1e6], [1e6], [1]]
     warm = hours > hours[-1] / 4
     print(f"{len(log_of(output))} iterations in {hours[-1]:.2f} h")

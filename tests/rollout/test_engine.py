@@ -2,7 +2,7 @@
 
 import os
 import signal
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from copy import copy, deepcopy
@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -381,19 +382,58 @@ def test_what_a_killed_worker_had_is_rolled_out_by_another_with_the_weights_load
     assert not first._process.is_alive()
 
 
-def test_a_worker_that_hangs_is_replaced(
-    env_config: LiberoEnvConfig, actor: Actor, episodes: list[Episode], caplog: pytest.LogCaptureFixture
+def test_an_episode_that_a_kill_breaks_off_is_rolled_out_again_the_same(
+    env_config: LiberoEnvConfig, actor: Actor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with closing(ProcessEngine(env_config, actor, n_workers=1, timeout_s=2)) as engine:
+    long = replace(env_config, episode_length=200)
+    with closing(make_engine(long, actor, n_workers=0)) as serial:
+        expected = serial.run(REQUESTS[:2])
+    with closing(ProcessEngine(long, actor, n_workers=1)) as engine:
         (first,) = engine._workers
-        os.kill(first._process.pid, signal.SIGSTOP)
-        engine._timeout_s = 2
-        first.submit(REQUESTS[0])
-        assert engine._ready({first: (0, time.monotonic())}) == [first]
-        with pytest.raises(RolloutError, match="as it hung") as lost:
-            first.collect()
-        assert lost.value.worker_lost
-    assert "has not answered for 2 s and is killed" in caplog.text
+
+        def kill_in_the_next(index: int, _: Episode) -> None:
+            if index == 0:  # The other one takes more than a second.
+                threading.Timer(0.3, first.kill).start()
+
+        for answer, reference in zip(engine.run(REQUESTS[:2], kill_in_the_next), expected, strict=True):
+            assert_same(answer, reference)
+        assert engine.n_failures == 1 and engine._workers != [first]
+    assert "seed 7 failed, attempt 1 of 3: Its worker died (exit code -9)" in caplog.text
+
+
+@pytest.mark.parametrize(("limit", "more", "task_id"), [("AS", 20_000_000, 1), ("NOFILE", 3, 2)])
+def test_what_a_worker_cannot_roll_out_for_want_of_memory_or_files_another_does(
+    processes: RolloutEngine[Any], serial: RolloutEngine[Any], limit: str, more: int, task_id: int
+) -> None:
+    """It has a simulator of one task, and would need another one's."""
+    processes.run(REQUESTS)
+    sick, other = processes._workers
+    process = psutil.Process(sick._process.pid)
+    has = process.memory_info().vms if limit == "AS" else 0
+    process.rlimit(getattr(psutil, f"RLIMIT_{limit}"), (has + more, has + more))
+    request = RolloutRequest(replace(A, task_id=task_id), 0, ODE)
+    before = processes.n_failures
+    assert_same(processes.run([request])[0], serial.run([request])[0])
+    assert 1 <= processes.n_failures - before <= 2
+    assert sick not in processes._workers and other in processes._workers
+
+
+def test_what_a_hung_worker_had_is_rolled_out_by_another(
+    processes: RolloutEngine[Any],
+    episodes: list[Episode],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    processes.run(REQUESTS)  # Both have a simulator from now on: what follows takes no time.
+    monkeypatch.setattr(processes, "_timeout_s", 8.0)
+    hung, _ = processes._workers
+    before = processes.n_failures
+    os.kill(hung._process.pid, signal.SIGSTOP)
+    for answer, expected in zip(processes.run(REQUESTS[:2]), episodes[:2], strict=True):
+        assert_same(answer, expected)
+    assert processes.n_failures == before + 1
+    assert hung not in processes._workers and not hung._process.is_alive()
+    assert "has not answered for 8 s and is killed" in caplog.text
 
 
 def test_a_request_that_always_fails_leaves_the_others_their_episodes(

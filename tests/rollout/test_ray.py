@@ -1,5 +1,7 @@
 """Ray actors give the episodes of the serial worker, on real LIBERO."""
 
+import math
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from copy import deepcopy
@@ -72,6 +74,27 @@ def test_actors_give_the_serial_workers_episodes_with_the_weights_they_got_last(
     assert not torch.equal(second[0].chunks, first[0].chunks)
     actor.policy.load_state_dict(moved.state_dict())
     assert_same(second, expected(env_config, actor))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_what_a_killed_or_hung_actor_had_is_rolled_out_by_another(
+    number, engine, env_config, actor, monkeypatch
+):
+    engine.load_weights(actor.policy)
+    monkeypatch.setattr(engine, "_timeout_s", 5.0)
+    before, replace, (lost,) = engine.n_failures, engine._replace, engine._workers
+    (process,) = (process for process in _processes() if "_Remote" in "".join(process.cmdline()))
+
+    def replace_and_wait():
+        engine._timeout_s = math.inf  # A new actor takes longer to start.
+        return replace()
+
+    monkeypatch.setattr(engine, "_replace", replace_and_wait)
+    episodes = engine.run(REQUESTS, lambda index, _: index == 0 and process.send_signal(number))
+    assert_same(episodes, expected(env_config, actor))
+    assert engine.n_failures == before + 1 and engine._workers != [lost]
+    psutil.wait_procs([process], timeout=10)
+    assert not process.is_running()
 
 
 def test_the_reason_of_a_failed_rollout_comes_back(engine):
