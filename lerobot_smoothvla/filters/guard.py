@@ -107,8 +107,8 @@ class MotionGuardStep(AbsoluteActionsProcessorStep):
     """Keeps actions that are positions within limits of velocity, acceleration and jerk; see `MotionLimiter`.
 
     It begins at rest where the arm is measured to be. An action that is not finite, or comes while a camera
-    is frozen, is replaced by the last one before, so that the arm goes there and holds. Grippers are let
-    through. What is observed it is told by the `GuardObservationStep` of the pre-processor.
+    is frozen, is replaced by where the arm was sent last before, so that it brakes and holds there. Grippers
+    are let through. What is observed it is told by the `GuardObservationStep` of the pre-processor.
 
     It counts on every action being executed, one for each observation. LeRobot's synchronous inference does
     that; real-time chunking and the policy server do not, and are refused: there the arm itself is guarded,
@@ -220,9 +220,10 @@ class MotionGuardStep(AbsoluteActionsProcessorStep):
             )
         finite = np.asarray(np.isfinite(commands).all(axis=1))
         taken = finite & np.full_like(finite, not blind)
-        self._last = np.where(taken[:, None], commands, self._last)
-        safe, wanted = self._last.copy(), self._last[:, self._arm]
+        safe = np.where(taken[:, None], commands, self._last)
+        wanted = safe[:, self._arm]
         safe[:, self._arm] = self._limiter.follow(wanted.ravel()).reshape(wanted.shape)
+        self._last = np.where(taken[:, None], safe, self._last)
         self._count(commands, safe, finite, taken)
         return safe
 

@@ -102,7 +102,7 @@ def test_it_begins_where_the_arm_is_whatever_comes_first():
 
 
 def test_an_action_that_is_not_finite_lets_the_arm_hold():
-    """At the start where it is measured, later at the last finite command; the gripper too."""
+    """At the start where it is measured, later where it was sent last; the gripper too."""
     step, state = guard(), [1.0, 2.0, 3.0]
     assert execute(step, state, [float("nan"), 50.0, 0.0]).tolist() == state
     for _ in range(80):
@@ -112,7 +112,19 @@ def test_an_action_that_is_not_finite_lets_the_arm_hold():
     assert step.counts.n_not_finite == 6
 
 
-def test_while_a_camera_is_frozen_the_arm_goes_to_the_last_command_before_and_holds(
+def test_an_arm_that_holds_does_not_go_on_to_a_command_far_away():
+    """It overshoots where it was by its braking distance and comes back."""
+    step = guard()
+    path = [execute(step, [0.0, 0.0, 0.0], [300.0, 0.0, 0.0]) for _ in range(30)]
+    path += [execute(step, [0.0, 0.0, 0.0], [float("nan")] * 3) for _ in range(60)]
+    pan = torch.stack(path)[:, 0]
+    assert pan[29] > V / FPS * 20, "at full speed"
+    braking = V**2 / (2 * A) + V * A / (2 * J)  # Biagiotti and Melchiorri, Trajectory Planning, 2008, 3.4.
+    assert pan.max() < pan[29] + braking + V / FPS
+    assert torch.equal(path[-1], path[29])
+
+
+def test_while_a_camera_is_frozen_the_arm_holds_where_it_was_sent_last_before(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     clock = 0.0
