@@ -103,6 +103,15 @@ class ArmRun:
         limits = enumerate(zip(self.rates(), (V, A, J), strict=True), start=1)
         return all(rate <= limit * (1 + 2e-6) + rounding * FPS**order for order, (rate, limit) in limits)
 
+    def holds_still_at_the_end(self) -> bool:
+        """After the last goal the arm goes there and nowhere else, and comes to rest."""
+        last = round(self.goal_times[-1] / self.period)
+        joints = self.positions[last:, :5]
+        speed = np.abs(np.diff(joints, axis=0)) / self.period  # deg/s
+        distance = np.abs(joints - self.goals[-1, :5])
+        # A servo that runs past its goal turns back at once.
+        return bool(speed[-20:].max() < 0.5 and (distance <= distance[0] + V / FPS).all())
+
     def guard_counts(self) -> tuple[int, int, int, int]:
         """Limited, all, not finite and blind control steps, by what the guard says at the end."""
         line = r"(\d+) of (\d+) control steps limited.*; (\d+) actions were not finite; (\d+) came while"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arm_rollouts import FPS, GUARD, A, ArmRun, J, V, arm_checkpoint, roll_out
+from arm_rollouts import FPS, GUARD, A, J, V, arm_checkpoint, roll_out
 from lerobot.utils.constants import ACTION
 
 from lerobot_smoothvla.cli.main import main
@@ -29,16 +29,6 @@ def guarded(plain: Path) -> Path:
         patch.setattr("sys.argv", ["smoothvla", "export", *flags])
         assert main() == 0
     return path
-
-
-def assert_holds_still(run: ArmRun) -> None:
-    """After the last goal the arm goes there and nowhere else, and comes to rest."""
-    last = round(run.goal_times[-1] / run.period)
-    joints = run.positions[last:, :5]
-    speed = np.abs(np.diff(joints, axis=0)) / run.period
-    assert speed[-20:].max() < 0.5, "deg/s"
-    distance = np.abs(joints - run.goals[-1, :5])
-    assert (distance <= distance[0] + V / FPS).all(), "a servo that runs past its goal turns back at once"
 
 
 @pytest.mark.slow
@@ -126,7 +116,7 @@ def test_a_camera_that_is_missing_or_a_lost_connection_stops_the_arm(
     assert run.code != 0 and message in run.said
     assert len(run.goals) == 29, "one for each observation of the loop before the fault"
     assert run.within_limits()
-    assert_holds_still(run)
+    assert run.holds_still_at_the_end()
 
 
 def test_without_a_guard_actions_that_are_not_finite_reach_the_motors(plain: Path, tmp_path: Path):
