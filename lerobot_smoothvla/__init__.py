@@ -10,8 +10,8 @@ evaluation. The layers, each importing only from those above it:
 5. `cli`
 
 Importing this package registers the policy, and the filters that a post-processor may hold, where LeRobot's
-registry of policies is loaded, as it is under its commands; and the guarded arm where that of robots is.
-Elsewhere, in a process that only steps an environment, it stays light: no torch, no transformers.
+registry of policies is loaded, as it is under its commands. Elsewhere, in a process that only steps an
+environment, it stays light: no torch, no transformers.
 """
 
 import sys
@@ -19,6 +19,3 @@ import sys
 if "lerobot.configs.policies" in sys.modules:
     from lerobot_smoothvla import configuration_smoothvla  # noqa: F401
     from lerobot_smoothvla.filters import guard, steps  # noqa: F401
-
-if "lerobot.robots.config" in sys.modules:
-    from lerobot_smoothvla.filters import guarded  # noqa: F401
