@@ -1,6 +1,7 @@
 """The name by which LeRobot discovers the plugin; under a LeRobot command it also expands group selectors.
 
 LeRobot imports this first in `main`, before it parses `sys.argv`. See `lerobot_smoothvla.selectors`.
+Where robots are loaded by then, as under the commands that drive one, the guarded one is registered.
 """
 
 import contextlib
@@ -37,6 +38,9 @@ def _take_over(command: str) -> None:
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"{command}: error: {error}") from error
 
+
+if "lerobot.robots.config" in sys.modules:
+    from lerobot_smoothvla.filters import guarded  # noqa: F401
 
 if (_command := selectors.lerobot_command(sys.argv[0])) is not None:
     _take_over(_command)

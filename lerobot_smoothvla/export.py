@@ -65,8 +65,8 @@ def export(path: str | Path, output_dir: Path, guard: GuardConfig | None = None)
         # The modules and their names are SmolVLA's already.
         settings = {f.name: getattr(config, f.name) for f in fields(SmolVLAConfig)}
         policy.config = SmolVLAConfig(**settings)
-    if step:
-        install(step, actor.preprocessor, actor.postprocessor)
+    if guard and step:
+        install(step, guard.frozen_after, actor.preprocessor, actor.postprocessor)
     try:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}.") as directory:

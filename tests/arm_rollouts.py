@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ V, A, J = 60.0, 400.0, 6000.0
 """The guard's limits: deg/s, deg/s², deg/s³."""
 ARM = "arm.npz"
 GUARD = (f"--guard.max_velocity=[{V}]", f"--guard.max_acceleration=[{A}]", f"--guard.max_jerk=[{J}]")
+GUARDED = tuple(flag.replace("--guard", "--robot.guard") for flag in (*GUARD, f"--guard.fps={FPS}"))
+"""Of a command that drives the arm through a guard: see `behind_guard`."""
 
 # Imports for long what takes long, and forks a process for every rollout: LeRobot's command as it is.
 SERVER = """
@@ -94,6 +97,31 @@ class ArmRun:
         goals = self.goals[after:, :5]
         return [float(np.abs(np.diff(goals, n=order, axis=0)).max()) * FPS**order for order in (1, 2, 3)]
 
+    def within_limits(self) -> bool:
+        """Whether the goals keep to V, A and J, from one control step to the next."""
+        rounding = 4 * np.spacing(np.float32(100))  # Of a difference of float32 commands, deg.
+        limits = enumerate(zip(self.rates(), (V, A, J), strict=True), start=1)
+        return all(rate <= limit * (1 + 2e-6) + rounding * FPS**order for order, (rate, limit) in limits)
+
+    def holds_still_at_the_end(self) -> bool:
+        """After the last goal the arm goes there and nowhere else, and comes to rest."""
+        last = round(self.goal_times[-1] / self.period)
+        joints = self.positions[last:, :5]
+        speed = np.abs(np.diff(joints, axis=0)) / self.period  # deg/s
+        distance = np.abs(joints - self.goals[-1, :5])
+        # A servo that runs past its goal turns back at once.
+        return bool(speed[-20:].max() < 0.5 and (distance <= distance[0] + V / FPS).all())
+
+    def guard_counts(self) -> tuple[int, int, int, int]:
+        """Limited, all, not finite and blind control steps, by what the guard says at the end."""
+        line = r"(\d+) of (\d+) control steps limited.*; (\d+) actions were not finite; (\d+) came while"
+        limited, steps, not_finite, blind = map(int, re.findall(line, self.said)[-1])
+        return limited, steps, not_finite, blind
+
+    def late_share(self) -> float:
+        """Of the periods between goals, those in which the next one was missed."""
+        return float((np.diff(self.goal_times) > 2 / FPS).mean())
+
     def measured_jerk(self) -> float:
         """Root mean square of what the joints did, at 30 Hz, rad/s³."""
         positions = torch.from_numpy(np.radians(self.positions[:: round(1 / FPS / self.period), :5]))
@@ -136,6 +164,13 @@ def arm_flags(scratch: Path) -> list[str]:
     ]
 
 
+def behind_guard(flags: list[str]) -> list[str]:
+    """The flags of a command, with the arm behind a guard: what its robot was is that robot's arm."""
+    robot = [flag.removeprefix("--robot.").replace("=", ": ", 1) for flag in flags if "--robot." in flag]
+    others = [flag for flag in flags if "--robot." not in flag]
+    return [*others, "--robot.type=guarded", f"--robot.arm={{{', '.join(robot)}}}", *GUARDED]
+
+
 @cache
 def _server() -> subprocess.Popen[str]:
     server = subprocess.Popen(
@@ -149,7 +184,7 @@ def _server() -> subprocess.Popen[str]:
     return server
 
 
-def roll_out(checkpoint: Path, scratch: Path, n_steps: int, *flags: str) -> ArmRun:
+def roll_out(checkpoint: Path, scratch: Path, n_steps: int, *flags: str, guarded_arm: bool = False) -> ArmRun:
     """Run the command, which an idle machine does at 30 Hz.
 
     Args:
@@ -157,6 +192,7 @@ def roll_out(checkpoint: Path, scratch: Path, n_steps: int, *flags: str) -> ArmR
         scratch: A directory to write to.
         n_steps: Control steps.
         flags: Further ones.
+        guarded_arm: Whether the arm is behind a guard, beside what the checkpoint has.
     """
     log = scratch / "rollout.log"
     arguments = [
@@ -167,6 +203,8 @@ def roll_out(checkpoint: Path, scratch: Path, n_steps: int, *flags: str) -> ArmR
         "--play_sounds=false",
         *flags,
     ]
+    if guarded_arm:
+        arguments = behind_guard(arguments)
     server = _server()
     assert server.stdin is not None and server.stdout is not None
     print(log, *arguments, sep="\t", file=server.stdin, flush=True)

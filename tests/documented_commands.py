@@ -66,7 +66,8 @@ _DOCTOR = ("--doctor.n_starts=1", "--doctor.group_size=2", "--n_workers=0")
 _TRAIN = (*preset_flags("policy", "smoothvla_tiny"), "--batch_size=2", "--steps=1", "--num_workers=0")
 _TRAIN += ("--env_eval_freq=0", "--policy.push_to_hub=false")
 _ARM = ("--robot.type=simulated_arm", "--robot.log=arm.npz", "--robot.calibration_dir=calibration")
-_ARM += ("--return_to_initial_position=false", "--play_sounds=false")
+_ROLLOUT = ("--return_to_initial_position=false", "--play_sounds=false")
+_GUARDED_ARM = "--robot.arm={type: simulated_arm, log: arm.npz, calibration_dir: calibration}"
 
 ROWS = (
     Row("make (setup|test)", reason="makes and tests the environment that this runs in"),
@@ -96,10 +97,15 @@ ROWS = (
     Row("smoothvla export"),
     Row(
         "lerobot-rollout .*--strategy.type=episodic",
-        (*_ARM, "--dataset.num_episodes=1", "--dataset.episode_time_s=3"),
+        (*_ARM, *_ROLLOUT, "--dataset.num_episodes=1", "--dataset.episode_time_s=3"),
         drop=r"--robot\..*",
     ),
-    Row("lerobot-rollout", (*_ARM, "--duration=3"), drop=r"--robot\..*"),
+    Row(
+        "lerobot-rollout .*--robot.type=guarded",
+        (_GUARDED_ARM, *_ROLLOUT, "--duration=3"),
+        drop=r"--robot\.arm=.*",
+    ),
+    Row("lerobot-rollout", (*_ARM, *_ROLLOUT, "--duration=3"), drop=r"--robot\..*"),
 )
 
 

@@ -1,6 +1,6 @@
 """LeRobot's policy server and robot client on the simulated arm: a process each, and gRPC on loopback.
 
-The client observes when half of a chunk is left, however late: it is stopped by what it got, not by the time.
+The client observes when half of a chunk is left, however late.
 """
 
 import os
@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from arm_rollouts import FPS, A, ArmRun, J, V, arm_checkpoint, arm_environment, arm_flags
+from arm_rollouts import FPS, A, ArmRun, J, V, arm_checkpoint, arm_environment, arm_flags, behind_guard
 
 from lerobot_smoothvla.cli.main import main
 from lerobot_smoothvla.export import export
@@ -79,10 +80,9 @@ def port() -> int:
         return free.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def server(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """`smoothvla serve`, for one client after the other."""
-    directory = tmp_path_factory.mktemp("server")
+@contextmanager
+def serving(port: int, directory: Path) -> Iterator[Running]:
+    """`smoothvla serve`."""
     running = Running.start(directory, program("smoothvla"), "serve", f"--port={port}")
     try:
         running.wait_for(lambda: "PolicyServer started" in running.said())
@@ -92,28 +92,36 @@ def server(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
         running.process.wait()
 
 
-def drive(
-    server: Running, port: int, checkpoint: Path, scratch: Path, until: Callable[[str], bool]
-) -> tuple[ArmRun, str]:
-    """LeRobot's client, interrupted once the server has said enough to it; the arm, and what it said."""
-    before = len(server.said())
+@pytest.fixture(scope="module")
+def server(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """For one client after the other."""
+    with serving(port, tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@contextmanager
+def driving(port: int, checkpoint: Path, scratch: Path, arm: list[str]) -> Iterator[Running]:
+    """LeRobot's client, and the arm of these flags."""
     client = Running.start(
         scratch,
         sys.executable,
         "-m",
         "lerobot.async_inference.robot_client",
-        *arm_flags(scratch),
+        *arm,
         f"--server_address=127.0.0.1:{port}",
         "--policy_type=smoothvla",
         f"--pretrained_name_or_path={checkpoint}",
         f"--actions_per_chunk={CHUNK}",
     )
     try:
-        client.wait_for(lambda: until(server.said()[before:]))
-        code = client.interrupt()
+        yield client
     finally:
         client.process.kill()
-    return ArmRun.read(code, client.said(), scratch), server.said()[before:]
+
+
+def last_step(said: str) -> int:
+    """The first of the last chunk that the server gave, which is numbered by the action that was last."""
+    return max(map(int, re.findall(r"Action chunk #(\d+) generated", said)), default=-1)
 
 
 def test_it_listens_on_loopback_alone(server: Running):
@@ -122,30 +130,57 @@ def test_it_listens_on_loopback_alone(server: Running):
     assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} <= {"127.0.0.1", "::1"}
 
 
-def test_lerobots_client_drives_the_arm_with_a_smoothvla(
+def test_lerobots_client_drives_a_guarded_arm_for_thirty_seconds_within_the_limits(
     server: Running, port: int, plain: Path, tmp_path: Path
 ):
-    steps = 3 * CHUNK
-
-    def has_seen_three_chunks(said: str) -> bool:
-        return any(int(step) >= steps for step in re.findall(r"Action chunk #(\d+) generated", said))
-
-    run, said = drive(server, port, plain, tmp_path, has_seen_three_chunks)
+    before = len(server.said())
+    with driving(port, plain, tmp_path, behind_guard(arm_flags(tmp_path))) as client:
+        client.wait_for(lambda: last_step(server.said()[before:]) >= 0)
+        time.sleep(30)
+        run = ArmRun.read(client.interrupt(), client.said(), tmp_path)
+    said = server.said()[before:]
     assert run.code == -signal.SIGINT, run.said
     assert "Policy type: smoothvla" in said and "Error in StreamActions" not in said
-    assert len(run.goals) > steps, "an observation's number is that of the last action"
-    assert np.isfinite(run.goals).all()
+    assert run.goal_times[-1] - run.goal_times[0] > 29
     assert np.median(np.diff(run.goal_times)) > 0.98 / FPS, "no faster than the control period"
-    assert run.rates()[0] > V, "it moves"
+    assert run.within_limits()
+    limited, steps, not_finite, blind = run.guard_counts()
+    assert steps == len(run.goals) and limited > 0 and not_finite == blind == 0
+    assert run.late_share() < 0.1, "on an idle machine"
 
 
-def test_a_guard_refuses_there_and_the_arm_stays_where_it_is(
+def test_when_the_server_dies_the_arm_holds_at_the_last_command(plain: Path, tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    places = [tmp_path / name for name in ("server", "client")]
+    for place in places:
+        place.mkdir()
+    with (
+        serving(port, places[0]) as server,
+        driving(port, plain, places[1], behind_guard(arm_flags(places[1]))) as client,
+    ):
+        client.wait_for(lambda: last_step(server.said()) >= 3 * CHUNK)
+        server.process.kill()
+        client.wait_for(lambda: "Error receiving actions" in client.said())
+        time.sleep(2)
+        run = ArmRun.read(client.interrupt(), client.said(), places[1])
+        given = last_step(server.said()) + CHUNK
+    assert run.code == -signal.SIGINT, run.said
+    assert 3 * CHUNK < len(run.goals) <= given
+    assert run.within_limits()
+    assert run.holds_still_at_the_end()
+
+
+def test_a_guarded_checkpoint_refuses_there_and_the_arm_stays_where_it_is(
     server: Running, port: int, plain: Path, tmp_path: Path
 ):
     limits = GuardConfig(max_velocity=[V], max_acceleration=[A], max_jerk=[J], fps=FPS)
     export(plain, tmp_path / "guarded", limits)
+    before = len(server.said())
     refusal = "The motion guard should get one action for each observation"
-    run, _ = drive(server, port, tmp_path / "guarded", tmp_path, lambda said: refusal in said)
+    with driving(port, tmp_path / "guarded", tmp_path, arm_flags(tmp_path)) as client:
+        client.wait_for(lambda: refusal in server.said()[before:])
+        run = ArmRun.read(client.interrupt(), client.said(), tmp_path)
     assert run.code == -signal.SIGINT, run.said
     assert len(run.goals) == 0
     assert np.ptp(run.positions, axis=0).max() < 1, "deg"

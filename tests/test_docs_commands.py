@@ -100,6 +100,7 @@ def with_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(with_checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There, with no dataset recorded or looked for, and with the robots that LeRobot knows."""
     importlib.import_module("lerobot.scripts.lerobot_rollout")
+    importlib.import_module("lerobot_smoothvla.filters.guarded")
     monkeypatch.chdir(with_checkpoints)
     monkeypatch.setattr(selectors, "_hub_dataset_in_reach", lambda: True)
     monkeypatch.setattr(selectors, "_scripted_dataset", lambda _: ["--dataset.repo_id=you/scripted"])

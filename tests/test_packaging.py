@@ -110,21 +110,21 @@ class Environment:
         command = [*UV, "pip", "install", "-q", "-p", str(self.bin / "python"), "-c", str(pins)]
         subprocess.run([*command, *requirements], check=True)
 
-    def __call__(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         dropped = ("PYTHONPATH", "VIRTUAL_ENV", "LIBERO_CONFIG_PATH", "XDG_CACHE_HOME", "HF_HOME")
         kept = {name: value for name, value in os.environ.items() if name not in dropped}
         return subprocess.run(
             [str(self.bin / program), *arguments],
             cwd=self.home,
-            env={**kept, "HOME": str(self.home), "HF_HUB_OFFLINE": "1", "COLUMNS": "400"},
+            env={**kept, "HOME": str(self.home), "HF_HUB_OFFLINE": "1", "COLUMNS": "400", **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
         )
 
-    def said(self, program: str, *arguments: str) -> str:
+    def said(self, program: str, *arguments: str, **environment: str) -> str:
         """By a command that succeeds."""
-        done = self(program, *arguments)
+        done = self(program, *arguments, **environment)
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
 
@@ -136,7 +136,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
     made.install("lerobot")
     for package in PACKAGES:
         assert f"No module named '{package}'" in made("python", "-c", f"import {package}").stderr
-    made.install(f"lerobot_policy_smoothvla[pusht] @ {wheel.as_uri()}")
+    made.install(f"lerobot_policy_smoothvla[pusht,filters] @ {wheel.as_uri()}")
     return made
 
 
@@ -172,34 +172,40 @@ def test_a_preset_trains_without_the_repository(environment: Environment, tiny_d
 
 
 @pytest.mark.slow
-def test_grpo_runs_and_its_policy_is_evaluated(environment: Environment, tmp_path: Path):
+def test_the_way_from_the_doctor_to_the_hub_and_a_guarded_checkpoint(
+    environment: Environment, tmp_path: Path
+):
     from builders import tiny_smoothvla_in
+    from hub_server import FakeHub
 
-    policy = tiny_smoothvla_in("pusht", tmp_path / "policy")
+    policy = f"--policy.path={tiny_smoothvla_in('pusht', tmp_path / 'policy')}"
+    trained = f"--policy.path={tmp_path / 'grpo/checkpoints/last/pretrained_model'}"
     short = ("env=pusht", "--env.episode_length=12")
-    environment.said(
-        "smoothvla",
-        "grpo",
-        *short,
-        f"--policy.path={policy}",
-        "--steps=1",
-        "--n_workers=1",
-        "--algorithm.n_groups=1",
-        "--algorithm.group_size=2",
-        f"--output_dir={tmp_path / 'grpo'}",
-    )
+    group = ("--algorithm.n_groups=1", "--algorithm.group_size=2")
+    examined = ("--doctor.n_starts=1", "--doctor.group_size=2", "--n_workers=0")
+    limits = ("--guard.max_velocity=[100]", "--guard.max_acceleration=[1e3]", "--guard.max_jerk=[1e4]")
+
+    def smoothvla(command: str, *arguments: str, to: str, **variables: str) -> None:
+        environment.said("smoothvla", command, *arguments, f"--output_dir={tmp_path / to}", **variables)
+
+    smoothvla("doctor", *short, policy, *examined, to="doctor")
+    assert (tmp_path / "doctor/doctor.json").is_file()
+    smoothvla("grpo", *short, policy, "--steps=1", "--n_workers=1", *group, to="grpo")
     assert len((tmp_path / "grpo/metrics.jsonl").read_text().splitlines()) == 1
-    environment.said(
-        "smoothvla",
-        "eval",
-        *short,
-        f"--policy.path={tmp_path / 'grpo/checkpoints/last/pretrained_model'}",
-        "--eval.n_episodes=2",
-        "--eval.n_workers=0",
-        f"--output_dir={tmp_path / 'evaluation'}",
-    )
+    smoothvla("eval", *short, trained, "--eval.n_episodes=2", "--eval.n_workers=0", to="evaluation")
     info = json.loads((tmp_path / "evaluation/eval_info.json").read_text())
     assert info["policy"]["overall"]["n_episodes"] == 2
+    smoothvla("export", trained, *limits, to="guarded")
+    assert "smoothvla_motion_guard" in (tmp_path / "guarded/policy_postprocessor.json").read_text()
+    runs = (str(tmp_path / "grpo"), str(tmp_path / "evaluation"))
+    environment.said("smoothvla", "report", *runs)
+    assert (tmp_path / "grpo/report.html").is_file()
+    hub = FakeHub()
+    try:
+        environment.said("smoothvla", "push", *runs, "--repo_id=me/smooth", **hub.environment)
+    finally:
+        hub.close()
+    assert {"README.md", "model.safetensors"} <= set(hub.repositories["me/smooth"].files())
 
 
 @pytest.mark.slow

@@ -7,9 +7,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import hub_server
 import pytest
 import yaml
-from builders import TINY_SMOOTHVLA, save_checkpoint
+from builders import TINY_SMOOTHVLA, save_checkpoint, tiny_smoothvla_in
+from hub_commands import Commands
+from hub_server import FakeHub, Fault
 from hypothesis import given
 from hypothesis import strategies as st
 from lerobot.configs.default import PeftConfig
@@ -196,3 +199,36 @@ def test_doctor_export_and_report_leave_none_behind(
     assert smoothvla("doctor", *LIBERO, *small, *size, "--policy.path=base", "--output_dir=found") == 0
     assert (tmp_path / "found/doctor.json").is_file() and (tmp_path / "plain/config.json").is_file()
     assert not leaks(*capsys.readouterr())
+
+
+@pytest.mark.slow
+def test_a_run_with_a_worker_and_wandb_that_is_pushed_leaves_none_behind(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where the Hub's refusal of its first checkpoint, a warning, shows the token."""
+    policy = tiny_smoothvla_in("pusht", tmp_path_factory.mktemp("policy"))
+    monkeypatch.setitem(hub_server.TOKENS, HF, "me")
+    hub = FakeHub()
+    hub.faults.append(Fault("/commit/", 403, times=1, headers={"X-Error-Message": f"{HF} may not write"}))
+    commands = Commands({**hub.environment, "HF_TOKEN": HF, "WANDB_API_KEY": WANDB}, tmp_path)
+    try:
+        run = (
+            "env=pusht",
+            "--env.episode_length=12",
+            f"--policy.path={policy}",
+            "--steps=1",
+            "--n_workers=1",
+        )
+        size = ("--algorithm.n_groups=1", "--algorithm.group_size=2", "--save_freq=1", "--output_dir=run")
+        wandb = ("--wandb.enable=true", "--wandb.mode=offline", "--wandb.disable_artifact=true")
+        pushed = ("--policy.repo_id=me/smooth", "--save_checkpoint_to_hub=true")
+        result = commands.smoothvla("grpo", *run, *size, *wandb, *pushed)
+    finally:
+        commands.close()
+        hub.close()
+    assert result.code == 0 and f"Model pushed to {hub.url}/me/smooth" in result.said, result.said
+    assert "*** may not write" in result.said and "The training goes on." in result.said
+    assert list(tmp_path.rglob("offline-run-*/*.wandb")) and (tmp_path / "run/metrics.jsonl").is_file()
+    on_the_hub = [*hub.objects.values(), *hub.repositories["me/smooth"].files().values()]
+    assert len(on_the_hub) > 5
+    assert not leaks(result.said, *(content.decode("latin-1") for content in on_the_hub))

@@ -199,8 +199,10 @@ class GuardConfig:
         max_acceleration: Likewise, per s².
         max_jerk: Likewise, per s³.
         fps: Control rate of the rollout, Hz; None for that of the demonstrations, 30 without.
-        grippers: Indices of the actions that are let through; None for those named so by the demonstrations,
-            the last without.
+        grippers: Indices of the actions that are let through; None for those named so, the last where
+            actions have no names.
+        frozen_after: How long a camera may give the same image before the arm holds, s; 0 for ever, as that
+            of a simulator may. LeRobot's cameras give an image for 0.5 s at most.
     """
 
     demonstrations: Path | None = None
@@ -210,6 +212,7 @@ class GuardConfig:
     max_jerk: list[float] = field(default_factory=list)
     fps: float | None = None
     grippers: list[int] | None = None
+    frozen_after: float = 0.5
 
     def __post_init__(self) -> None:
         """Reject it before anything is loaded.
@@ -227,6 +230,10 @@ class GuardConfig:
             raise ValueError(f"`guard.quantile` should be in (0, 1], got {self.quantile}.")
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"`guard.fps` should be a positive control rate in Hz, got {self.fps}.")
+        if self.frozen_after < 0:
+            raise ValueError(
+                f"`guard.frozen_after` should be a time in s, or 0 for none, got {self.frozen_after}."
+            )
 
     @property
     def wanted(self) -> bool:
@@ -244,53 +251,75 @@ class GuardConfig:
             ImportError: If ruckig is missing.
             ValueError: If the demonstrations are not of this policy's arm, or not of positions.
         """
-        require_ruckig()
         action, state = config.action_feature, config.robot_state_feature
         if action is None or state is None:
             raise ValueError(
                 f"A guard should know where the arm is, but the policy '{config.pretrained_path}' takes no "
                 "`observation.state`; train one that does."
             )
-        n_actions = action.shape[0]
-        if self.demonstrations is None:
-            if state.shape[0] < n_actions:
+        n_actions, n_states = action.shape[0], state.shape[0]
+        if self.demonstrations is not None:
+            features = _dataset(self.demonstrations).meta.features
+            names, measured = (list(features.get(key, {}).get("names") or []) for key in (ACTION, OBS_STATE))
+            if len(names) != n_actions or len(measured) != n_states:
                 raise ValueError(
-                    f"The policy's state has {state.shape[0]} dimensions, which cannot be the positions of "
-                    f"its {n_actions} actions; name its dataset (--guard.demonstrations=DATASET_ROOT)."
+                    f"The demonstrations '{self.demonstrations}' should have the {n_actions} actions and the "
+                    f"state of {n_states} of the policy, got actions {names} and states {measured}; give the "
+                    f"limits instead ({_BY_HAND})."
                 )
-            return MotionGuardStep(
-                dt=1 / (self.fps or 30),
-                max_velocity=self.max_velocity,
-                max_acceleration=self.max_acceleration,
-                max_jerk=self.max_jerk,
-                action_names=[str(index) for index in range(n_actions)],
-                state_dims=list(range(n_actions)),
-                grippers=[-1] if self.grippers is None else self.grippers,
-            )
-        meta = _dataset(self.demonstrations).meta
-        names = list(meta.features[ACTION]["names"] or [])
-        measured = list(meta.features.get(OBS_STATE, {}).get("names") or [])
-        positions = [name for name in names if name.endswith(".pos") and name in measured]
-        if len(names) != n_actions or positions != names or len(measured) != state.shape[0]:
+            return self.step_of(names, measured)
+        if n_states < n_actions:
             raise ValueError(
-                f"The demonstrations '{self.demonstrations}' should have the {n_actions} actions of the "
-                f"policy, each the position of a joint that its state of {state.shape[0]} has too (NAME.pos, "
-                f"as LeRobot's arms record), got actions {names} and states {measured}; give the limits "
-                f"instead ({_BY_HAND})."
+                f"The policy's state has {n_states} dimensions, which cannot be the positions of its "
+                f"{n_actions} actions; name its dataset (--guard.demonstrations=DATASET_ROOT)."
             )
-        named = [index for index, name in enumerate(names) if "gripper" in name]
-        grippers = named if self.grippers is None else self.grippers
-        dt = 1 / (self.fps or meta.fps)
-        limits = MotionLimits.of_demonstrations(
-            _actions_of(self.demonstrations, grippers), 1 / meta.fps, "position", self.quantile
-        )
+        names = [str(index) for index in range(n_actions)]
+        return self._step(names, list(range(n_actions)), [n_actions - 1])
+
+    def step_of(self, names: list[str], measured: list[str]) -> MotionGuardStep:
+        """The guard of an arm whose actions and states have names.
+
+        Args:
+            names: Of the actions.
+            measured: Of the dimensions of the state.
+
+        Raises:
+            FileNotFoundError: If there are no demonstrations.
+            ImportError: If ruckig is missing.
+            ValueError: If an action is not a measured position, or the demonstrations are of another arm.
+        """
+        if strange := [name for name in names if not (name.endswith(".pos") and name in measured)]:
+            raise ValueError(
+                "A guard should have actions that are each the position of a joint that the state has too "
+                f"(NAME.pos, as LeRobot's arms record), got {', '.join(strange)} among actions {names} and "
+                f"states {measured}; give the limits of a checkpoint instead ({_BY_HAND})."
+            )
+        grippers = [index for index, name in enumerate(names) if "gripper" in name]
+        return self._step(names, [measured.index(name) for name in names], grippers)
+
+    def _step(self, names: list[str], state_dims: list[int], grippers: list[int]) -> MotionGuardStep:
+        """The guard with its limits, whatever they come from."""
+        require_ruckig()
+        fps, grippers = self.fps or 30, grippers if self.grippers is None else self.grippers
+        velocity, acceleration, jerk = self.max_velocity, self.max_acceleration, self.max_jerk
+        if self.demonstrations is not None:
+            meta = _dataset(self.demonstrations).meta
+            if (recorded := list(meta.features[ACTION]["names"] or [])) != names:
+                raise ValueError(
+                    f"The demonstrations '{self.demonstrations}' should be of this arm's actions {names}, "
+                    f"got {recorded}."
+                )
+            fps = self.fps or meta.fps
+            actions = _actions_of(self.demonstrations, grippers)
+            kept = MotionLimits.of_demonstrations(actions, 1 / meta.fps, "position", self.quantile)
+            velocity, acceleration, jerk = map(list, (kept.velocity, kept.acceleration, kept.jerk))
         return MotionGuardStep(
-            dt=dt,
-            max_velocity=list(limits.velocity),
-            max_acceleration=list(limits.acceleration),
-            max_jerk=list(limits.jerk),
+            dt=1 / fps,
+            max_velocity=velocity,
+            max_acceleration=acceleration,
+            max_jerk=jerk,
             action_names=names,
-            state_dims=[measured.index(name) for name in names],
+            state_dims=state_dims,
             grippers=grippers,
         )
 

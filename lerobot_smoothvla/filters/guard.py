@@ -5,6 +5,7 @@ robot takes them (deg, or LeRobot's −100 to 100); s.
 """
 
 import logging
+import time
 import weakref
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -19,9 +20,11 @@ from lerobot.processor import (
     ProcessorStepRegistry,
     RelativeActionsProcessorStep,
 )
+from lerobot.utils.constants import OBS_IMAGE
 from torch import Tensor
 
 from lerobot_smoothvla.episode import arm_dimensions
+from lerobot_smoothvla.filters.cameras import FrozenCameras
 from lerobot_smoothvla.filters.limiter import Array, MotionLimiter, Rates
 from lerobot_smoothvla.filters.steps import MotionLimits, require_ruckig
 
@@ -36,6 +39,7 @@ class GuardCounts:
         n_steps: Control steps.
         n_limited: Of them, those in which what was commanded was not let through.
         n_not_finite: Of them, those whose action was not finite.
+        n_blind: Of them, those in which a camera was frozen.
         largest: Largest correction of a finite action, u.
         axis: Of which action that was.
     """
@@ -43,6 +47,7 @@ class GuardCounts:
     n_steps: int = 0
     n_limited: int = 0
     n_not_finite: int = 0
+    n_blind: int = 0
     largest: float = 0.0
     axis: str = ""
 
@@ -52,7 +57,7 @@ class GuardCounts:
             largest = f", by at most {self.largest:.3g} ({self.axis})" if self.axis else ""
             logger.info(
                 f"Motion guard: {self.n_limited} of {self.n_steps} control steps limited{largest}; "
-                f"{self.n_not_finite} actions were not finite."
+                f"{self.n_not_finite} actions were not finite; {self.n_blind} came while a camera was frozen."
             )
 
     def clear(self) -> None:
@@ -60,18 +65,54 @@ class GuardCounts:
         vars(self).update(vars(GuardCounts()))
 
 
+@ProcessorStepRegistry.register("smoothvla_guard_observation")
+@dataclass
+class GuardObservationStep(RelativeActionsProcessorStep):
+    """Changes nothing, and keeps for a guard what it has to know of the last observation.
+
+    LeRobot connects the two on loading, by the base class: that is the one way from a pre-processor to a
+    post-processor, in whose transition there is only the action.
+
+    Attributes:
+        frozen_after: How long a camera may give the same image, s; 0 for ever.
+        frozen: The cameras that have for longer.
+    """
+
+    frozen_after: float = 0.5
+    frozen: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        """Begin an episode."""
+        self._cameras = FrozenCameras(self.frozen_after)
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        self._cameras.reset()
+
+    def __call__(self, transition: EnvTransition) -> EnvTransition:
+        """The transition as it is."""
+        observation = transition.get(TransitionKey.OBSERVATION) or {}
+        images = {key: one.numpy(force=True) for key, one in observation.items() if key.startswith(OBS_IMAGE)}
+        self.frozen = self._cameras.look(images, time.perf_counter())
+        return super().__call__(transition)
+
+    def get_config(self) -> dict[str, Any]:
+        """The setting, as JSON can hold it."""
+        return {"frozen_after": self.frozen_after}
+
+
 @ProcessorStepRegistry.register("smoothvla_motion_guard")
 @dataclass
 class MotionGuardStep(AbsoluteActionsProcessorStep):
     """Keeps actions that are positions within limits of velocity, acceleration and jerk; see `MotionLimiter`.
 
-    It begins at rest where the arm is measured to be. An action that is not finite is replaced by the last
-    finite one, so that the arm goes there and holds. Grippers are let through. It is told the measured state
-    as LeRobot's relative actions are, by a `RelativeActionsProcessorStep` of the pre-processor to which
-    LeRobot connects it on loading.
+    It begins at rest where the arm is measured to be. An action that is not finite, or comes while a camera
+    is frozen, is replaced by where the arm was sent last before, so that it brakes and holds there. Grippers
+    are let through. What is observed it is told by the `GuardObservationStep` of the pre-processor.
 
     It counts on every action being executed, one for each observation. LeRobot's synchronous inference does
-    that; real-time chunking and the policy server do not, and are refused.
+    that; real-time chunking and the policy server do not, and are refused: there the arm itself is guarded,
+    see `filters.guarded`.
 
     Attributes:
         dt: Control period, s: that of `--fps` of the rollout.
@@ -138,31 +179,53 @@ class MotionGuardStep(AbsoluteActionsProcessorStep):
             raise ValueError(
                 f"The motion guard should get one action for each observation, got {tuple(action.shape)} "
                 f"{'after none' if state is None or state is self._state else 'after one'}: it has to know "
-                "what is executed. Run the checkpoint with --inference.type=sync, or take the one that it "
-                "was exported from."
+                "what is executed. Run the checkpoint with --inference.type=sync; or take the one that it "
+                "was exported from, and guard the arm itself (--robot.type=guarded)."
             )
         self._state = state
-        commands = action.detach().cpu().double().numpy()
+        blind = isinstance(self.relative_step, GuardObservationStep) and bool(self.relative_step.frozen)
+        safe = self.guarded(
+            action.detach().cpu().double().numpy(),
+            state.detach().cpu().double().numpy()[:, self.state_dims],
+            blind,
+        )
+        changed = transition.copy()
+        changed[TransitionKey.ACTION] = torch.as_tensor(safe).to(action)
+        return changed
+
+    def guarded(self, commands: Array, measured: Array, blind: bool) -> Array:
+        """(B, A) actions that are safe to execute.
+
+        Args:
+            commands: (B, A) what the policy wants.
+            measured: (B, A) where the robots are.
+            blind: Whether the policy does not see what it does.
+
+        Raises:
+            ValueError: If where the arm is is not known as it begins, or the shape changes.
+        """
         if self._last is None:
-            self._last = self._measured(state)
+            if not np.isfinite(measured).all():
+                raise ValueError(
+                    f"The motion guard should begin where the arm is, but its state is {measured.tolist()}; "
+                    "look after its motors and start again."
+                )
+            arm = measured[:, self._arm]
+            self._last, self._limiter = measured, MotionLimiter(self._rates(len(arm)), self.dt, arm.ravel())
+        assert self._limiter is not None
         if commands.shape != self._last.shape:
             raise ValueError(
                 f"Actions should have the shape {self._last.shape} of those since the last reset, got "
                 f"{commands.shape}."
             )
-        finite = np.isfinite(commands).all(axis=1)
-        self._last = np.where(finite[:, None], commands, self._last)
-        safe = self._last.copy()
-        wanted = self._last[:, self._arm]
-        if self._limiter is None:
-            self._limiter = MotionLimiter(
-                self._rates(len(commands)), self.dt, self._measured(state)[:, self._arm].ravel()
-            )
+        finite = np.asarray(np.isfinite(commands).all(axis=1))
+        taken = finite & np.full_like(finite, not blind)
+        safe = np.where(taken[:, None], commands, self._last)
+        wanted = safe[:, self._arm]
         safe[:, self._arm] = self._limiter.follow(wanted.ravel()).reshape(wanted.shape)
-        self._count(commands, safe, finite)
-        changed = transition.copy()
-        changed[TransitionKey.ACTION] = torch.as_tensor(safe).to(action)
-        return changed
+        self._last = np.where(taken[:, None], safe, self._last)
+        self._count(commands, safe, finite, taken)
+        return safe
 
     def described(self) -> list[str]:
         """A line for each action: its limits, or that it is let through."""
@@ -174,16 +237,6 @@ class MotionGuardStep(AbsoluteActionsProcessorStep):
             for i, name in enumerate(self.action_names)
         ]
 
-    def _measured(self, state: Tensor) -> Array:
-        """(B, A) where the robots are."""
-        measured = state.detach().cpu().double().numpy()[:, self.state_dims]
-        if not np.isfinite(measured).all():
-            raise ValueError(
-                f"The motion guard should begin where the arm is, but its state is {measured.tolist()}; look "
-                "after its motors and start again."
-            )
-        return measured
-
     def _rates(self, n_robots: int) -> Rates:
         """Limits of B·M axes."""
         velocity, acceleration, jerk = (
@@ -192,12 +245,13 @@ class MotionGuardStep(AbsoluteActionsProcessorStep):
         )
         return Rates(velocity, acceleration, jerk)
 
-    def _count(self, commands: Array, safe: Array, finite: np.ndarray) -> None:
-        correction = np.where(finite[:, None], np.abs(safe - np.nan_to_num(commands)), 0)
+    def _count(self, commands: Array, safe: Array, finite: np.ndarray, taken: np.ndarray) -> None:
+        correction = np.where(taken[:, None], np.abs(safe - np.nan_to_num(commands)), 0)
         counts = self.counts
         counts.n_steps += len(commands)
         counts.n_not_finite += int((~finite).sum())
-        counts.n_limited += int(((correction > 0).any(axis=1) | ~finite).sum())
+        counts.n_blind += int((finite & ~taken).sum())
+        counts.n_limited += int(((correction > 0).any(axis=1) | ~taken).sum())
         row, axis = np.unravel_index(correction.argmax(), correction.shape)
         if correction[row, axis] > counts.largest:
             counts.largest, counts.axis = float(correction[row, axis]), self.action_names[axis]
@@ -210,20 +264,35 @@ class MotionGuardStep(AbsoluteActionsProcessorStep):
 
 def install(
     guard: MotionGuardStep,
+    frozen_after: float,
     preprocessor: PolicyProcessorPipeline[Any, Any],
     postprocessor: PolicyProcessorPipeline[Any, Any],
 ) -> None:
     """Put a guard at the end of a checkpoint's post-processor, in the place of one that is there.
 
-    The pre-processor gets what tells it the measured state, unless the policy has that already.
+    The pre-processor gets what tells it of the observation.
+
+    Args:
+        guard: The guard.
+        frozen_after: See `GuardObservationStep`.
+        preprocessor: Of the checkpoint.
+        postprocessor: Likewise.
+
+    Raises:
+        ValueError: If the policy's actions are relative.
     """
-    steps = [step for step in postprocessor.steps if not isinstance(step, MotionGuardStep)]
-    postprocessor.steps = [*steps, guard]
-    before = list(preprocessor.steps)
-    remembers = next((step for step in before if isinstance(step, RelativeActionsProcessorStep)), None)
-    if remembers is None:
-        remembers = RelativeActionsProcessorStep(enabled=False)  # Changes nothing, and keeps the state.
-        raw = [isinstance(step, NormalizerProcessorStep) for step in before]
-        before.insert(raw.index(True) if any(raw) else len(before), remembers)
-        preprocessor.steps = before
-    guard.relative_step = remembers
+    if any(isinstance(one, RelativeActionsProcessorStep) and one.enabled for one in preprocessor.steps):
+        raise ValueError(
+            "A guard in a checkpoint should get actions that are positions, and these are relative to the "
+            "state: LeRobot executes them by real-time chunking alone. Guard the arm itself "
+            "(--robot.type=guarded)."
+        )
+    observed = GuardObservationStep(frozen_after=frozen_after)
+    before = [step for step in preprocessor.steps if not isinstance(step, RelativeActionsProcessorStep)]
+    raw = [isinstance(step, NormalizerProcessorStep) for step in before]
+    before.insert(raw.index(True) if any(raw) else len(before), observed)
+    preprocessor.steps, guard.relative_step = before, observed
+    postprocessor.steps = [
+        *(step for step in postprocessor.steps if not isinstance(step, MotionGuardStep)),
+        guard,
+    ]

@@ -13,6 +13,7 @@ from lerobot_smoothvla.hub.push import (
     require_repo_id,
 )
 from lerobot_smoothvla.peft_loading import read_adapter
+from lerobot_smoothvla.redaction import redacted
 
 
 class NotPushedError(OSError):
@@ -50,7 +51,7 @@ def push_saved(config: GRPOPipelineConfig, saved: Path) -> None:
         try:
             push_checkpoint(saved, config.policy.repo_id, config.policy.private)
         except OSError as error:
-            logging.warning("%s The training goes on.", error)
+            logging.warning("%s The training goes on.", redacted(str(error)))
 
 
 def push_trained(config: GRPOPipelineConfig) -> None:

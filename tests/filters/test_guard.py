@@ -19,11 +19,11 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.lerobot_types import TransitionKey
 from lerobot.policies import make_pre_post_processors
 from lerobot.policies.act.configuration_act import ACTConfig
-from lerobot.processor import RelativeActionsProcessorStep
+from lerobot.processor import PolicyProcessorPipeline, RelativeActionsProcessorStep
 
 from lerobot_smoothvla.cli.main import main
 from lerobot_smoothvla.configuration_smoothvla import SmoothVLAConfig
-from lerobot_smoothvla.filters.guard import MotionGuardStep
+from lerobot_smoothvla.filters.guard import GuardObservationStep, MotionGuardStep, install
 
 FPS = 30
 NAMES = ["pan.pos", "lift.pos", "gripper.pos"]
@@ -52,14 +52,18 @@ def guard(**settings: Any) -> MotionGuardStep:
             **settings,
         }
     )
-    step.relative_step = RelativeActionsProcessorStep()
+    step.relative_step = GuardObservationStep()
     return step
 
 
-def execute(step: MotionGuardStep, state: Any, action: Any) -> torch.Tensor:
+def execute(step: MotionGuardStep, state: Any, action: Any, image: float = 0.0) -> torch.Tensor:
     """The action that is executed, of one observation and one command."""
     assert step.relative_step is not None
-    step.relative_step({TransitionKey.OBSERVATION: {"observation.state": torch.as_tensor(state)[None]}})
+    seen = {
+        "observation.state": torch.as_tensor(state)[None],
+        "observation.images.front": torch.tensor(image),
+    }
+    step.relative_step({TransitionKey.OBSERVATION: seen})
     return step({TransitionKey.ACTION: torch.as_tensor(action)[None]})[TransitionKey.ACTION][0]
 
 
@@ -98,7 +102,7 @@ def test_it_begins_where_the_arm_is_whatever_comes_first():
 
 
 def test_an_action_that_is_not_finite_lets_the_arm_hold():
-    """At the start where it is measured, later at the last finite command; the gripper too."""
+    """At the start where it is measured, later where it was sent last; the gripper too."""
     step, state = guard(), [1.0, 2.0, 3.0]
     assert execute(step, state, [float("nan"), 50.0, 0.0]).tolist() == state
     for _ in range(80):
@@ -106,6 +110,36 @@ def test_an_action_that_is_not_finite_lets_the_arm_hold():
     for _ in range(5):
         assert execute(step, state, [11.0, 20.0, float("inf")]).tolist() == [10.0, 20.0, 30.0]
     assert step.counts.n_not_finite == 6
+
+
+def test_an_arm_that_holds_does_not_go_on_to_a_command_far_away():
+    """It overshoots where it was by its braking distance and comes back."""
+    step = guard()
+    path = [execute(step, [0.0, 0.0, 0.0], [300.0, 0.0, 0.0]) for _ in range(30)]
+    path += [execute(step, [0.0, 0.0, 0.0], [float("nan")] * 3) for _ in range(60)]
+    pan = torch.stack(path)[:, 0]
+    assert pan[29] > V / FPS * 20, "at full speed"
+    braking = V**2 / (2 * A) + V * A / (2 * J)  # Biagiotti and Melchiorri, Trajectory Planning, 2008, 3.4.
+    assert pan.max() < pan[29] + braking + V / FPS
+    assert torch.equal(path[-1], path[29])
+
+
+def test_while_a_camera_is_frozen_the_arm_holds_where_it_was_sent_last_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    clock = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: clock)
+    step, path = guard(), []
+    for frame in range(80):
+        clock = frame / 32  # 0.5 s are 16 frames.
+        noise = min(frame, 20)  # New images until then, and one more later.
+        path.append(execute(step, [0.0, 0.0, 0.0], [frame / 8, 0.0, 0.0], noise + (frame == 79)))
+    said = [record.message for record in caplog.records]
+    assert said[0].startswith("Motion guard: observation.images.front gave the same image for 0.5 s")
+    last = torch.tensor([36 / 8, 0.0, 0.0])
+    assert torch.equal(path[36], last) and torch.equal(path[78], last)
+    assert path[79][0] > path[78][0], "it goes on"
+    assert step.counts.n_blind == 42
 
 
 def test_it_says_how_often_it_had_to_act_at_a_reset_and_at_the_end(caplog: pytest.LogCaptureFixture):
@@ -122,8 +156,9 @@ def test_it_says_how_often_it_had_to_act_at_a_reset_and_at_the_end(caplog: pytes
     correction = 40 - J / FPS**3 / 6
     assert said == [
         f"Motion guard: 2 of 3 control steps limited, by at most {correction:.3g} (lift.pos); "
-        "1 actions were not finite.",
-        "Motion guard: 0 of 1 control steps limited; 0 actions were not finite.",
+        "1 actions were not finite; 0 came while a camera was frozen.",
+        "Motion guard: 0 of 1 control steps limited; 0 actions were not finite; 0 came while a camera was "
+        "frozen.",
     ]
 
 
@@ -285,6 +320,22 @@ def test_a_policy_of_another_type_gets_a_guard_too(tmp_path: Path, monkeypatch):
     assert isinstance(after.steps[-1], MotionGuardStep) and after.steps[-1].relative_step in before.steps
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_policy_that_can_act_relative_to_the_state_gets_a_guard_where_it_does_not(relative: bool):
+    before, after = (
+        PolicyProcessorPipeline([RelativeActionsProcessorStep(relative)]),
+        PolicyProcessorPipeline(),
+    )
+    step = guard()
+    if relative:
+        with pytest.raises(ValueError, match=r"these are relative to the state.*--robot.type=guarded"):
+            install(step, 0.5, before, after)
+        return
+    install(step, 0.5, before, after)
+    (observes,) = (one for one in before.steps if isinstance(one, RelativeActionsProcessorStep))
+    assert step.relative_step is observes and after.steps[-1] is step
+
+
 STATS_OF_IMAGES = {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1)}
 
 
@@ -298,6 +349,7 @@ STATS_OF_IMAGES = {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1)}
         ([*GIVEN, "--guard.demonstrations=some/where"], "one of the two"),
         (["--guard.demonstrations=no/where"], "There is no LeRobot dataset 'no/where'"),
         ([*GIVEN, "--guard.fps=0"], "`guard.fps` should be a positive control rate in Hz, got 0.0"),
+        ([*GIVEN, "--guard.frozen_after=-1"], "`guard.frozen_after` should be a time in s, or 0 for none"),
         ([*GIVEN, "--guard.quantile=2"], "`guard.quantile` should be in (0, 1], got 2.0"),
         (
             [*GIVEN[:2], "--guard.max_jerk=[1,2,3]"],
@@ -318,4 +370,4 @@ def test_demonstrations_of_another_arm_are_refused(
 ):
     flag = f"--guard.demonstrations={tiny_dataset}"
     assert export(monkeypatch, checkpoint, tmp_path / "guarded", flag) == 2
-    assert "should have the 3 actions of the policy, each the position of a joint" in capsys.readouterr().err
+    assert "should have the 3 actions and the state of 3 of the policy" in capsys.readouterr().err

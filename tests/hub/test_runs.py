@@ -1,4 +1,4 @@
-"""`smoothvla grpo` with the Hub, by the real command in PushT: pushed, resumed elsewhere, out of reach."""
+"""Runs with the Hub: `lerobot-train` pushes; `smoothvla grpo` in PushT is pushed, resumed, out of reach."""
 
 import json
 import re
@@ -7,6 +7,8 @@ import shlex
 import pytest
 from hub_server import Fault, Repository
 from huggingface_hub import ModelCard
+
+from lerobot_smoothvla.presets import preset_flags
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +30,14 @@ def easy(env, action, render):
 GymChunkedEnv._advance = easy
 from lerobot_smoothvla.cli.main import main
 sys.exit(main())
+"""
+# The check of a card's metadata asks huggingface.co, whatever HF_ENDPOINT says.
+TRAIN = """
+from huggingface_hub import ModelCard
+ModelCard.validate = lambda *_, **__: None
+from lerobot.scripts.lerobot_train import main
+
+main()
 """
 EVALUATE = """
 import sys
@@ -55,6 +65,31 @@ def base(hub, warm_start) -> str:
 def paragraph(result) -> str:
     (line,) = [line for line in result.said.splitlines() if line.startswith("smoothvla grpo: error: ")]
     return line
+
+
+def test_stock_lerobot_train_pushes_a_smoothvla_that_stock_lerobot_eval_loads(
+    hub, commands, tiny_dataset, tmp_path
+):
+    train = (
+        *preset_flags("policy", "smoothvla_tiny"),
+        "--policy.repo_id=me/sft",
+        "--policy.push_to_hub=true",
+    )
+    train += ("--dataset.repo_id=smoothvla/tiny", f"--dataset.root={tiny_dataset}", "--batch_size=2")
+    train += ("--steps=2", "--num_workers=0", "--env_eval_freq=0", f"--output_dir={tmp_path / 'sft'}")
+    trained = commands.python(TRAIN, "lerobot-train", *train)
+    assert trained.code == 0 and f"Model pushed to {hub.url}/me/sft" in trained.said, trained.said
+    files = hub.repositories["me/sft"].files()
+    saved = {
+        file.name: file.read_bytes()
+        for file in (tmp_path / "sft/checkpoints/last/pretrained_model").iterdir()
+    }
+    assert len(saved) > 5 and {**files, **saved} == files
+    evaluate = ("--policy.path=me/sft", "--env.type=libero", "--env.task=libero_object", "--env.task_ids=[0]")
+    evaluate += ("--env.observation_height=64", "--env.observation_width=64", "--env.episode_length=4")
+    evaluate += ("--eval.n_episodes=1", "--eval.batch_size=1", f"--output_dir={tmp_path / 'eval'}")
+    evaluated = commands.python(EVALUATE, "lerobot-eval", *evaluate)
+    assert evaluated.code == 0 and (tmp_path / "eval" / "eval_info.json").is_file(), evaluated.said
 
 
 def test_a_run_from_a_revision_is_pushed_evaluated_by_stock_lerobot_and_resumed_elsewhere(

@@ -39,7 +39,7 @@ class SimulatedArm(Robot):
         self.config = config
         self.cameras = dict.fromkeys(CAMERAS)  # The recorder counts them.
         self.table: Table | None = None
-        self._generator = np.random.default_rng(config.seed)
+        self._generator, self._noise = np.random.default_rng(config.seed).spawn(2)
         self._images: dict[str, np.ndarray] = {}
         self._goals: list[np.ndarray] = []
         self._goal_times: list[float] = []
@@ -105,7 +105,8 @@ class SimulatedArm(Robot):
         if self._n_observations == self.config.n_observations:
             raise KeyboardInterrupt
         n_late = self._n_observations - self.config.fault_after
-        fault = self.config.fault if n_late > 0 else ""
+        lasts = 0 < n_late <= (self.config.fault_for or n_late)
+        fault = self.config.fault if lasts else ""
         self._lost = self._lost or fault == "lost"
         if self._lost:
             raise ConnectionError("Failed to sync read 'Present_Position': There is no status packet!")
@@ -113,11 +114,15 @@ class SimulatedArm(Robot):
             raise TimeoutError("front latest frame is too old: 501.2 ms (max allowed: 500 ms).")
         self._advance()
         measured = self.table.joints
-        if fault == "no_position" and n_late <= 30:
+        if fault == "no_position":
             measured = np.full_like(measured, np.nan)
         if fault != "frozen":
-            self._images = self.table.images()
+            self._images = {camera: self._noisy(image) for camera, image in self.table.images().items()}
         return {**dict(zip(self.action_features, measured.tolist(), strict=True)), **self._images}
+
+    def _noisy(self, image: np.ndarray) -> np.ndarray:
+        noise = self._noise.normal(0, self.config.noise_std, image.shape)
+        return (image + noise).round().clip(0, 255).astype(np.uint8)
 
     @check_if_not_connected
     def send_action(self, action: dict[str, float]) -> dict[str, float]:
