@@ -3,7 +3,7 @@
 import math
 from abc import ABC
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +218,8 @@ class GuardConfig:
         """Reject it before anything is loaded.
 
         Raises:
-            ValueError: If there is more than one source of limits, or one is out of its range.
+            ValueError: If there is more than one source of limits, or none of what is set, or one is out of
+                its range.
         """
         given = [bool(limits) for limits in (self.max_velocity, self.max_acceleration, self.max_jerk)]
         if any(given) and (not all(given) or self.demonstrations is not None):
@@ -226,11 +227,18 @@ class GuardConfig:
                 "A guard's limits should be taken of demonstrations (--guard.demonstrations=DATASET_ROOT) or "
                 f"given, all three ({_BY_HAND}, in the actions' unit per s, s² and s³); one of the two."
             )
+        plain = [one for one in fields(self) if one.default is not MISSING]
+        asked = [f"`guard.{one.name}`" for one in plain if getattr(self, one.name) != one.default]
+        if asked and not self.wanted:
+            raise ValueError(
+                f"A guard with {', '.join(asked)} should have limits: take them of demonstrations "
+                f"(--guard.demonstrations=DATASET_ROOT), or give them ({_BY_HAND})."
+            )
         if not 0 < self.quantile <= 1:
             raise ValueError(f"`guard.quantile` should be in (0, 1], got {self.quantile}.")
-        if self.fps is not None and self.fps <= 0:
+        if self.fps is not None and not 0 < self.fps < math.inf:
             raise ValueError(f"`guard.fps` should be a positive control rate in Hz, got {self.fps}.")
-        if self.frozen_after < 0:
+        if not 0 <= self.frozen_after < math.inf:
             raise ValueError(
                 f"`guard.frozen_after` should be a time in s, or 0 for none, got {self.frozen_after}."
             )

@@ -5,6 +5,7 @@ robot takes them (deg, or LeRobot's −100 to 100); s.
 """
 
 import logging
+import math
 import time
 import weakref
 from dataclasses import dataclass, field, fields
@@ -140,7 +141,7 @@ class MotionGuardStep(AbsoluteActionsProcessorStep):
             ValueError: If one cannot.
         """
         require_ruckig()
-        if self.dt <= 0:
+        if not 0 < self.dt < math.inf:
             raise ValueError(f"`dt` should be a positive control period in s, got {self.dt}.")
         MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
         if len(self.state_dims) != len(self.action_names):

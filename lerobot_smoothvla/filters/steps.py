@@ -7,6 +7,7 @@ jerk; where it is a position (ALOHA, PushT, most real arms), its second and thir
 Dims: B batch, H steps a chunk, n ≤ H of them executed, A action dimensions, M ≤ A of them without grippers.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -213,7 +214,7 @@ class JerkLimitStep(ActionFilterStep):
     def __post_init__(self) -> None:
         """As in `ActionFilterStep`."""
         require_ruckig()
-        if self.dt <= 0:
+        if not 0 < self.dt < math.inf:
             raise ValueError(f"`dt` should be a positive control period in s, got {self.dt}.")
         MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
         if self.commands == "position" and not self.max_velocity:

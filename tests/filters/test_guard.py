@@ -191,6 +191,8 @@ def test_what_is_not_executed_step_by_step_is_refused():
         ({"max_jerk": [1.0, 2.0, 3.0]}, "`max_jerk` should hold one limit .* each of pan.pos, lift.pos, got"),
         ({"max_velocity": [0.0]}, "velocity should be positive"),
         ({"dt": -1.0}, "`dt` should be a positive control period"),
+        ({"dt": float("nan")}, "`dt` should be a positive control period in s, got nan"),
+        ({"max_jerk": [float("inf")]}, "jerk should be positive, up to"),
         ({"state_dims": [0]}, r"`state_dims` should name one dimension .* 3 actions, got \[0\]"),
     ],
 )
@@ -347,6 +349,12 @@ STATS_OF_IMAGES = {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1)}
             "given, all three (--guard.max_velocity=[..] --guard.max_accel",
         ),
         ([*GIVEN, "--guard.demonstrations=some/where"], "one of the two"),
+        (
+            ["--guard.fps=50", "--guard.quantile=0.99"],
+            "with `guard.quantile`, `guard.fps` should have limits",
+        ),
+        ([*GIVEN[:2], "--guard.max_jerk=[.inf]"], "jerk should be positive, up to 1e+09"),
+        ([*GIVEN, "--guard.fps=.nan"], "`guard.fps` should be a positive control rate in Hz, got nan"),
         (["--guard.demonstrations=no/where"], "There is no LeRobot dataset 'no/where'"),
         ([*GIVEN, "--guard.fps=0"], "`guard.fps` should be a positive control rate in Hz, got 0.0"),
         ([*GIVEN, "--guard.frozen_after=-1"], "`guard.frozen_after` should be a time in s, or 0 for none"),
