@@ -196,14 +196,24 @@ class GuardConfig:
     grippers: list[int] | None = None
     frozen_after: float = 0.5
 
-    def __post_init__(self) -> None:
+    @property
+    def wanted(self) -> bool:
+        """Whether there are limits."""
+        return self.demonstrations is not None or any(self._given)
+
+    @property
+    def _given(self) -> list[list[float]]:
+        return [self.max_velocity, self.max_acceleration, self.max_jerk]
+
+    # Not where it is made: LeRobot's parser hides the reason of what fails there, in `--robot.guard.*`.
+    def _validate(self) -> None:
         """Reject it before anything is loaded.
 
         Raises:
-            ValueError: If there is more than one source of limits, or one is out of its range.
+            ValueError: If there is not exactly one source of limits, or one is out of its range.
         """
-        given = [bool(limits) for limits in (self.max_velocity, self.max_acceleration, self.max_jerk)]
-        if any(given) and (not all(given) or self.demonstrations is not None):
+        n_given = sum(map(bool, self._given))
+        if n_given != (3 if self.demonstrations is None else 0):
             raise ValueError(
                 "A guard's limits should be taken of demonstrations (--guard.demonstrations=DATASET_ROOT) or "
                 f"given, all three ({_BY_HAND}, in the actions' unit per s, s² and s³); one of the two."
@@ -217,11 +227,6 @@ class GuardConfig:
                 f"`guard.frozen_after` should be a time in s, or 0 for none, got {self.frozen_after}."
             )
 
-    @property
-    def wanted(self) -> bool:
-        """Whether there are limits."""
-        return self.demonstrations is not None or bool(self.max_jerk)
-
     def step(self, config: PreTrainedConfig) -> MotionGuardStep:
         """The guard of a checkpoint.
 
@@ -231,8 +236,10 @@ class GuardConfig:
         Raises:
             FileNotFoundError: If there are no demonstrations.
             ImportError: If ruckig is missing.
-            ValueError: If the demonstrations are not of this policy's arm, or not of positions.
+            ValueError: If it cannot be, or the demonstrations are not of this policy's arm, or not of
+                positions.
         """
+        self._validate()
         action, state = config.action_feature, config.robot_state_feature
         if action is None or state is None:
             raise ValueError(
@@ -268,8 +275,10 @@ class GuardConfig:
         Raises:
             FileNotFoundError: If there are no demonstrations.
             ImportError: If ruckig is missing.
-            ValueError: If an action is not a measured position, or the demonstrations are of another arm.
+            ValueError: If it cannot be, an action is not a measured position, or the demonstrations are of
+                another arm.
         """
+        self._validate()
         if strange := [name for name in names if not (name.endswith(".pos") and name in measured)]:
             raise ValueError(
                 "A guard should have actions that are each the position of a joint that the state has too "
@@ -283,7 +292,7 @@ class GuardConfig:
         """The guard with its limits, whatever they come from."""
         require_ruckig()
         fps, grippers = self.fps or 30, grippers if self.grippers is None else self.grippers
-        velocity, acceleration, jerk = self.max_velocity, self.max_acceleration, self.max_jerk
+        velocity, acceleration, jerk = self._given
         if self.demonstrations is not None:
             meta = _dataset(self.demonstrations).meta
             if (recorded := list(meta.features[ACTION]["names"] or [])) != names:
