@@ -24,29 +24,13 @@ class GuardedConfig(RobotConfig):
     """An arm behind a guard.
 
     Attributes:
-        arm: The settings of the arm, its `type` among them: what `--robot.*` would be without the guard.
+        arm: The settings of the arm, its `type` among them: what `--robot.*` would be without the guard. Not
+            a `RobotConfig`: a choice of robots that holds a choice of robots has no end.
         guard: See `GuardConfig`.
     """
 
     arm: dict[str, Any]
     guard: GuardConfig = field(default_factory=GuardConfig)
-
-    def __post_init__(self) -> None:
-        """Reject it before a policy is loaded.
-
-        Raises:
-            ValueError: If it guards nothing, or there is no such arm.
-        """
-        super().__post_init__()
-        if not self.guard.wanted:
-            raise ValueError(
-                "A guarded arm should have limits: of its demonstrations "
-                "(--robot.guard.demonstrations=DATASET_ROOT), or --robot.guard.max_velocity, "
-                "max_acceleration and max_jerk."
-            )
-        # Not the type of the field: a choice of robots that holds a choice of robots has no end.
-        self._arm = draccus.decode(RobotConfig, self.arm)
-        self.id, self.calibration_dir = self._arm.id, self._arm.calibration_dir
 
 
 class Guarded(Robot):
@@ -64,11 +48,12 @@ class Guarded(Robot):
         Raises:
             FileNotFoundError: If there are no demonstrations.
             ImportError: If ruckig is missing.
-            ValueError: If the guard does not suit the arm.
+            ValueError: If the guard cannot be, or does not suit the arm.
         """
-        self.arm = make_robot_from_config(config._arm)
+        arm = draccus.decode(RobotConfig, config.arm)
+        self.arm = make_robot_from_config(arm)
         self.name = self.arm.name  # Recordings and policies go by it.
-        super().__init__(config)
+        super().__init__(arm)
         self.config = config
         self.cameras = getattr(self.arm, "cameras", {})  # The recorder counts them.
         measured = [name for name, kind in self.observation_features.items() if kind is float]

@@ -351,7 +351,7 @@ STATS_OF_IMAGES = {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1)}
         ([*GIVEN, "--guard.demonstrations=some/where"], "one of the two"),
         (
             ["--guard.fps=50", "--guard.quantile=0.99"],
-            "with `guard.quantile`, `guard.fps` should have limits",
+            "A guard's limits should be taken of demonstrations",
         ),
         ([*GIVEN[:2], "--guard.max_jerk=[.inf]"], "jerk should be positive, up to 1e+09"),
         ([*GIVEN, "--guard.fps=.nan"], "`guard.fps` should be a positive control rate in Hz, got nan"),

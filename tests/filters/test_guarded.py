@@ -74,7 +74,11 @@ def test_an_action_before_any_observation_begins_where_the_arm_is(guarded: Guard
 @pytest.mark.parametrize(
     ("guard", "arm", "message"),
     [
-        ({}, {}, r"A guarded arm should have limits: .*--robot.guard.demonstrations=DATASET_ROOT"),
+        (
+            {},
+            {},
+            r"A guard's limits should be .* \(--guard.demonstrations=DATASET_ROOT\) or given, all three",
+        ),
         (
             {**LIMITS, "max_jerk": [1.0, 2.0]},
             {},

@@ -39,7 +39,8 @@ class SimulatedArm(Robot):
         self.config = config
         self.cameras = dict.fromkeys(CAMERAS)  # The recorder counts them.
         self.table: Table | None = None
-        self._generator, self._noise = np.random.default_rng(config.seed).spawn(2)
+        self._generator = np.random.default_rng(config.seed)
+        self._noise = np.random.default_rng(config.seed).spawn(1)[0]
         self._images: dict[str, np.ndarray] = {}
         self._goals: list[np.ndarray] = []
         self._goal_times: list[float] = []
