@@ -336,7 +336,7 @@ def _record_attempt(config: DemosConfig, attempt: Attempt) -> None:
     env = _simulators.get(*attempt.start.task)
     episodes = attempt.directory.parent
     what = f"The episode {attempt.directory}"
-    with writing(what, episodes, lambda: _largest(episodes), _THEN, draft), _encoding():
+    with writing(what, episodes, lambda: _largest(episodes, draft), _THEN, draft), _encoding():
         if record_episode(env, config, attempt, draft):
             draft.rename(attempt.directory)
         else:
@@ -355,9 +355,9 @@ def _encoding() -> Iterator[None]:
         raise OSError(str(error)) from error
 
 
-def _largest(episodes: Path) -> int:
-    """Bytes of the largest episode so far, unfinished ones included."""
-    return max(map(size_of, episodes.iterdir()), default=0)
+def _largest(episodes: Path, draft: Path) -> int:
+    """Bytes of the largest episode so far; other processes' drafts come and go."""
+    return max(map(size_of, [draft, *(path for path in episodes.iterdir() if not path.suffix)]))
 
 
 def record_episode(env: ChunkedEnv, config: DemosConfig, attempt: Attempt, directory: Path) -> bool:
