@@ -132,6 +132,12 @@ def start_and_turn_away(
     return run
 
 
+def take_the_terminal() -> None:
+    """As a shell lets its child do, also where these tests run under `nohup`."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY)
+
+
 def test_a_run_whose_terminal_is_closed_saves_what_it_has_done_and_leaves_nothing_running(
     warm_start, tmp_path
 ):
@@ -141,10 +147,13 @@ def test_a_run_whose_terminal_is_closed_saves_what_it_has_done_and_leaves_nothin
         output,
         *(f"--policy.path={warm_start}", *WITH_WORKERS, "--save_freq=0", "--steps=1000"),
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY),
+        preexec_fn=take_the_terminal,
     )
     started = processes_of(run)
-    assert run.wait(30) == 128 + signal.SIGHUP
+    try:
+        assert run.wait(30) == 128 + signal.SIGHUP
+    finally:
+        run.kill()
     assert_gone(started)
     done = len(log_of(output))
     assert done >= 1 and (output / "checkpoints/last").readlink() == Path(f"{done:06d}")
