@@ -138,7 +138,7 @@ class StudyConfig:
     """Which study, and where.
 
     Attributes:
-        size: `full` takes some ten hours of two cores, `smoke` twenty minutes.
+        size: `full` takes some ten hours of two cores, `smoke` five minutes.
         output_dir: All of it, from demonstrations to tables; default `outputs/study/<size>`.
         n_workers: Processes at a time, one a core: of rollouts, or GRPO runs.
     """
