@@ -10,7 +10,7 @@ import pytest
 from hostile import Code
 
 from lerobot_smoothvla.dataset_loading import load_dataset
-from lerobot_smoothvla.filters.configuration import _actions_of
+from lerobot_smoothvla.filters.configuration import _actions_of, _dataset
 from lerobot_smoothvla.report.score import ScoreConfig, ScoreDatasetConfig, score_dataset
 from lerobot_smoothvla.report.signal import PositionConfig
 
@@ -31,7 +31,7 @@ def score(root: Path) -> None:
     score_dataset(ScoreConfig(ScoreDatasetConfig("smoothvla/tiny", root), position, fps=20))
 
 
-READERS = pytest.mark.parametrize("read", [score, lambda root: _actions_of(root, (-1,))])
+READERS = pytest.mark.parametrize("read", [score, lambda root: _actions_of(_dataset(root), (-1,))])
 
 
 @READERS

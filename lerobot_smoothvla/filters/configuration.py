@@ -169,7 +169,8 @@ class JerkLimitConfig(ActionFilterConfig):
         if self.demonstrations is None:
             return MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
         embodiment, dt = commands_of(env_config)
-        fps = _dataset(self.demonstrations).meta.fps
+        dataset = _dataset(self.demonstrations)
+        fps = dataset.meta.fps
         # LIBERO's datasets, ours and the Hub's, say 10 frames a second of what is control steps at 20 Hz.
         if not isinstance(env_config, LiberoEnvConfig) and not math.isclose(fps * dt, 1, rel_tol=0.01):
             raise ValueError(
@@ -177,7 +178,7 @@ class JerkLimitConfig(ActionFilterConfig):
                 "second; take some of this environment, or give --filter.max_acceleration and "
                 "--filter.max_jerk."
             )
-        actions = _actions_of(self.demonstrations, embodiment.grippers)
+        actions = _actions_of(dataset, embodiment.grippers)
         return MotionLimits.of_demonstrations(actions, dt, embodiment.commands, self.quantile)
 
 
@@ -308,14 +309,15 @@ class GuardConfig:
         fps, grippers = self.fps or 30, grippers if self.grippers is None else self.grippers
         velocity, acceleration, jerk = self.max_velocity, self.max_acceleration, self.max_jerk
         if self.demonstrations is not None:
-            meta = _dataset(self.demonstrations).meta
+            dataset = _dataset(self.demonstrations)
+            meta = dataset.meta
             if (recorded := list(meta.features[ACTION]["names"] or [])) != names:
                 raise ValueError(
                     f"The demonstrations '{self.demonstrations}' should be of this arm's actions {names}, "
                     f"got {recorded}."
                 )
             fps = self.fps or meta.fps
-            actions = _actions_of(self.demonstrations, grippers)
+            actions = _actions_of(dataset, grippers)
             kept = MotionLimits.of_demonstrations(actions, 1 / meta.fps, "position", self.quantile)
             velocity, acceleration, jerk = map(list, (kept.velocity, kept.acceleration, kept.jerk))
         return MotionGuardStep(
@@ -399,15 +401,13 @@ def _executed(adapter: PolicyAdapter) -> int:
     return int(n)
 
 
-def _actions_of(root: Path, grippers: Sequence[int]) -> list[Tensor]:
+def _actions_of(dataset: LeRobotDataset, grippers: Sequence[int]) -> list[Tensor]:
     """(T, M) actions of each episode of a LeRobot dataset, without grippers.
 
     Raises:
-        FileNotFoundError: If there is none.
         ValueError: If it cannot be read.
     """
-    dataset = _dataset(root)
-    with readable(f"in '{root}'"):
+    with readable(f"in '{dataset.root}'"):
         rows = dataset.hf_dataset.select_columns([ACTION, "episode_index"]).with_format("torch")[:]
         actions, episode = torch.stack(list(rows[ACTION])), torch.as_tensor(rows["episode_index"])
     arm = arm_dimensions(actions.shape[-1], grippers)
@@ -415,7 +415,12 @@ def _actions_of(root: Path, grippers: Sequence[int]) -> list[Tensor]:
 
 
 def _dataset(root: Path) -> LeRobotDataset:
-    """The dataset of a directory, never one of the Hub."""
+    """The dataset of a directory, never one of the Hub.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it cannot be read.
+    """
     if not (root / "meta" / "info.json").is_file():
         raise FileNotFoundError(f"There is no LeRobot dataset '{root}': expected {root}/meta/info.json.")
     return load_dataset(root.resolve().name, root)

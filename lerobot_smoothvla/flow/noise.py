@@ -89,21 +89,6 @@ def noise_factor(
     return torch.linalg.cholesky(covariance).to(device, torch.float32)
 
 
-def sample_noise(factor: Tensor, batch_size: int, dim: int, generator: Randomness) -> Tensor:
-    """L·z with z ~ N(0, I).
-
-    Args:
-        factor: (H, H) L.
-        batch_size: B.
-        dim: P.
-        generator: On the device of `factor`.
-
-    Returns:
-        (B, H, P) float32.
-    """
-    return factor @ normal((batch_size, len(factor), dim), generator)
-
-
 def whiten(noise: Tensor, factor: Tensor) -> Tensor:
     """L⁻¹·noise, the z that it came from.
 

@@ -250,19 +250,14 @@ class GRPOAlgorithm(RLAlgorithm):
         groups: list[Group] = next(batch_iterator)
         # Dropout and random crops would make other ratios than 1 before the first step.
         self.actor.policy.eval()
-        mode = self.config.advantage if self.config.reward.weight > 0 else None
-        if mode == "counterfactual":
-            with self._acting_with(behaviour):
-                groups = [self._against_draws(group) for group in groups]
         with self._acting_with(behaviour):
-            replay = self._replay(groups, with_best=mode == "best_draw")
+            replay = self._replay(groups)
+            baseline = None if replay is None else self._baseline(replay)
         generator = torch.Generator().manual_seed(self.optimization_step)
         self.optimization_step += 1
         counts = self.ranks.gather(0 if replay is None else len(replay))
         n_chunks, first = sum(counts), sum(counts[: self.ranks.rank])
         self.dropped = None
-        with self._acting_with(behaviour):
-            baseline = None if replay is None else self._baseline(replay)
         totals = dict.fromkeys(_MEANS, 0.0)
         steps = n_dropped = 0
         minibatches = self._minibatches(n_chunks, generator)
@@ -301,13 +296,16 @@ class GRPOAlgorithm(RLAlgorithm):
             )
         )
 
-    def _replay(self, groups: Sequence[Group], with_best: bool) -> Replay | None:
+    def _replay(self, groups: Sequence[Group]) -> Replay | None:
         """What the groups have to teach, one after the other, so that ranks have shares of what one has."""
+        mode = self.config.advantage if self.config.reward.weight > 0 else None
         parts = []
         for group in groups:
+            if mode == "counterfactual":
+                group = self._against_draws(group)
             part = Replay.from_groups([group], self.config, self.actor.adapter.first_step)
             if part is not None:
-                parts += [part, self._best_draws(group)] if with_best else [part]
+                parts += [part, self._best_draws(group)] if mode == "best_draw" else [part]
         return Replay.joined(parts) if parts else None
 
     def _best_draws(self, group: Group) -> Replay:

@@ -68,7 +68,7 @@ FILTERS: dict[str, type[ActionFilterConfig]] = {
     "blend": ChunkBlendConfig,
     "rtc": RealTimeChunkingConfig,
 }
-_ALL = ("exponential", "jerk_limited", "blend", "rtc")
+_ALL = tuple(name for name in FILTERS if name != "none")
 FILTERED: dict[str, tuple[str, ...]] = {WARM_START: _ALL, "success": _ALL, "best": ("blend",)}
 """The arms that are also evaluated through filters."""
 

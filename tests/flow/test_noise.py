@@ -11,7 +11,6 @@ from lerobot_smoothvla.flow.noise import (
     integers,
     noise_factor,
     normal,
-    sample_noise,
     uniform,
     whiten,
 )
@@ -42,14 +41,14 @@ def test_covariance_is_the_rbf_of_its_docstring():
 
 def test_samples_have_the_covariance_and_independent_dimensions():
     factor = noise_factor(H, 3.0)
-    noise = sample_noise(factor, 20_000, 2, torch.Generator().manual_seed(0))
+    noise = factor @ normal((20_000, H, 2), torch.Generator().manual_seed(0))
     empirical = torch.cov(noise.permute(1, 2, 0).reshape(2 * H, -1))
     expected = torch.kron(factor @ factor.T, torch.eye(2))
     torch.testing.assert_close(empirical, expected, atol=0.04, rtol=0)
 
 
 def test_same_seed_gives_the_same_noise():
-    draws = [sample_noise(noise_factor(H, 2.0), 3, 4, torch.Generator().manual_seed(7)) for _ in range(2)]
+    draws = [noise_factor(H, 2.0) @ normal((3, H, 4), torch.Generator().manual_seed(7)) for _ in range(2)]
     assert torch.equal(*draws)
 
 
