@@ -8,10 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,6 @@ def start_run(
     policy_type: str = "smoothvla",
     distance: float = 0.12,
     rank: int = 0,
-    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Run:
     """Start the command.
 
@@ -57,10 +55,9 @@ def start_run(
         policy_type: Of the policy.
         distance: That the gripper has to move by, m.
         rank: Of the process, where the output directory has several.
-        variables: Of its environment, beside this process's.
     """
     log = output.with_suffix(f".{rank}.log")
-    environment = {**os.environ, "WANDB_DIR": str(output), **variables}
+    environment = {**os.environ, "WANDB_DIR": str(output)}
     command = ("smoothvla", "grpo", f"--output_dir={output}", *arguments)
     task = (command, environment, log, policy_type, distance)
     process = FORKING.Process(target=_smoothvla, args=task, daemon=True)

@@ -24,6 +24,16 @@ Picture = NDArray[np.uint8]
 """(h, w, 3) a frame of a video."""
 
 
+class DivergedError(FloatingPointError):
+    """The simulation diverged; nothing that it says counts.
+
+    Attributes:
+        actions: (t, A) of the episode so far, the last chunk whole; None where nobody has kept them.
+    """
+
+    actions: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class ChunkOutcome:
     """What happened while a chunk ran.
@@ -135,7 +145,7 @@ class ChunkedEnv(ABC):
 
         Raises:
             RuntimeError: If the episode is over.
-            FloatingPointError: If the simulation diverged; the episode is then over.
+            DivergedError: If the simulation diverged; the episode is then over.
         """
         if self._done:
             raise RuntimeError("The episode is over: call `reset_to` before stepping again.")
@@ -156,7 +166,7 @@ class ChunkedEnv(ABC):
                 break
         if not np.isfinite(positions).all() or self._diverged():
             self._done = True
-            raise FloatingPointError(
+            raise DivergedError(
                 f"The simulation of {self.suite} task {self.task_id} diverged after {self._steps} steps."
             )
         self._steps += len(positions)

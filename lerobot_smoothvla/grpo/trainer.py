@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,7 +36,7 @@ from lerobot_smoothvla.writing import WritingError, writing
 
 METRICS = "metrics.jsonl"
 DROPPED = "dropped"
-"""Directory of minibatches that had no finite gradient."""
+"""Directory of minibatches that had no finite gradient, and of starts that were set aside."""
 _ADVICE = {
     True: "look for observations or advantages that are not, or for a ratio that overflows (a smaller "
     "--algorithm.lr, fewer --algorithm.epochs).",
@@ -296,12 +296,34 @@ class GRPOTrainer:
             outcomes = self.engine.run_those_that_can(requests, lambda index, episode: bar.update())
         episodes: list[Episode] = []
         for first in range(0, len(outcomes), size):
-            group = outcomes[first : first + size]
-            if failed := [outcome for outcome in group if isinstance(outcome, RolloutError)]:
-                logging.warning("%s is set aside: %s", requests[first].start, failed[0])
-            episodes += [outcome for outcome in group if isinstance(outcome, Episode)] if not failed else []
+            group = list(zip(requests, outcomes, strict=True))[first : first + size]
+            if failed := [(its, why) for its, why in group if isinstance(why, RolloutError)]:
+                self._set_aside(iteration, *failed[0])
+            else:
+                episodes += [episode for _, episode in group if isinstance(episode, Episode)]
         failures = self.engine.n_failures - failures_before
         return Rollouts(episodes, len(starts), failures, time.perf_counter() - began)
+
+    def _set_aside(self, iteration: int, request: RolloutRequest, failure: RolloutError) -> None:
+        """Name a start that cannot be rolled out, and keep what it takes to look at it.
+
+        Raises:
+            WritingError: If it cannot be written.
+        """
+        file = self._log.parent / DROPPED / f"starts_{self.ranks.rank}.jsonl"
+        record = {
+            "iteration": iteration + 1,
+            **asdict(request.start),
+            "noise_seed": request.noise_seed,
+            "actions": None if failure.actions is None else failure.actions.tolist(),
+            "reason": str(failure),
+        }
+        line = json.dumps(record) + "\n"
+        with self._writing(f"The start that is set aside in {file}", lambda: len(line)):
+            file.parent.mkdir(exist_ok=True)
+            with file.open("a") as kept:
+                kept.write(line)
+        logging.warning("%s is set aside in %s: %s", request.start, file, failure)
 
     def _keep_dropped(self) -> None:
         """Save the first minibatch that had to be dropped, and end a run that drops one after the other.

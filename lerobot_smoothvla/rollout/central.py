@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 import torch
 from lerobot.envs.configs import EnvConfig
 from lerobot.policies import PreTrainedPolicy
 
 from lerobot_smoothvla.envs.chunked import Observation
+from lerobot_smoothvla.episode import Episode
 from lerobot_smoothvla.flow.noise import RowGenerators
-from lerobot_smoothvla.rollout.engine import Actor, Decision, RolloutEngine, RolloutRequest
+from lerobot_smoothvla.rollout.engine import Actor, Decision, RolloutEngine, RolloutError, RolloutRequest
 from lerobot_smoothvla.rollout.local import ProcessWorker, send, serve, wait_for_processes
 
 
@@ -76,7 +76,7 @@ class CentralWorker(ProcessWorker):
         super().__init__(_ask, env_config, n_obs_steps)
         self.generator = torch.Generator(device)
         self.question: Question | None = None
-        self._end: Any = None
+        self._end: Episode | RolloutError | None = None
 
     def submit(self, request: RolloutRequest) -> None:
         """Send the request."""
@@ -100,7 +100,7 @@ class CentralWorker(ProcessWorker):
         else:
             self._end = said
 
-    def _answer(self) -> Any:
+    def _answer(self) -> Episode | RolloutError:
         if self._end is None:
             raise EOFError
         return self._end

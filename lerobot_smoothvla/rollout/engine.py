@@ -22,7 +22,7 @@ from lerobot.policies import PreTrainedPolicy
 from lerobot.processor import PolicyProcessorPipeline
 from torch import Tensor
 
-from lerobot_smoothvla.envs.chunked import ChunkedEnv, Observation, Picture
+from lerobot_smoothvla.envs.chunked import ChunkedEnv, DivergedError, Observation, Picture
 from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Episode, Start, Task
 from lerobot_smoothvla.filters.steps import ActionFilterStep
@@ -188,12 +188,17 @@ def run_episode(
         player: Of the policy; its `n_action_steps` of every chunk are executed.
         request: What to run.
         on_frame: Called with the first camera's picture after every control step; needs every one rendered.
+
+    Raises:
+        DivergedError: If the simulation diverged; it has the actions.
+        FloatingPointError: If the policy's actions are not finite.
     """
     decide = player.begin(request)
     # What the policy has seen of the last control steps; before the first one it has always seen the same.
     first = env.reset_to(request.start, request.shift)
     seen = deque([first] * player.n_obs_steps, maxlen=player.n_obs_steps)
-    positions, observations, samples, executed, actions = [env.position[None]], [], [], [], []
+    positions, observations, samples, executed = [env.position[None]], [], [], []
+    actions: list[Tensor] = []
     joints = [] if env.joints is None else [env.joints[None]]
     done = success = False
     while not done:
@@ -203,7 +208,11 @@ def run_episode(
         sample, chunk = decision.sample, decision.actions
         if not chunk.isfinite().all():
             raise FloatingPointError("The policy's actions should be finite; its weights may not be.")
-        outcome = env.step_chunk(chunk.numpy(), on_frame, player.n_obs_steps)
+        try:
+            outcome = env.step_chunk(chunk.numpy(), on_frame, player.n_obs_steps)
+        except DivergedError as error:
+            error.actions = torch.cat([*actions, chunk])
+            raise
         observations.append(batch)
         samples.append(sample)
         executed.append(outcome.n_steps)
@@ -246,12 +255,14 @@ class RolloutError(ChildProcessError):
 
     Attributes:
         worker_lost: Whether its worker is gone, too: dead, or killed because it hung.
+        actions: (t, A) with which its simulation diverged; None if it did not.
     """
 
-    def __init__(self, reason: str, worker_lost: bool = False) -> None:
+    def __init__(self, reason: str, worker_lost: bool = False, cause: BaseException | None = None) -> None:
         """Say why."""
         super().__init__(reason)
         self.worker_lost = worker_lost
+        self.actions = cause.actions if isinstance(cause, DivergedError) else None
 
 
 class Worker(Protocol):

@@ -117,7 +117,7 @@ class SerialWorker:
         try:
             return rollout(self._simulators, self._actor, self._request)
         except Exception as error:
-            raise RolloutError(f"{type(error).__name__}: {error}") from error
+            raise RolloutError(f"{type(error).__name__}: {error}", cause=error) from error
         finally:
             torch.set_num_threads(n_threads)
 
@@ -195,7 +195,7 @@ class ProcessWorker:
             RolloutError: If the rollout failed in the worker, or the worker died.
         """
         try:
-            episode, error = self._answer()
+            answer = self._answer()
         except (EOFError, OSError):
             self._process.join(5)
             raise RolloutError(
@@ -203,9 +203,9 @@ class ProcessWorker:
                 "with -9 it was killed: for memory, then use fewer workers (--n_workers), or as it hung.",
                 worker_lost=True,
             ) from None
-        if error is not None:
-            raise RolloutError(f"In its worker process: {error}")
-        return episode
+        if isinstance(answer, RolloutError):
+            raise answer
+        return answer
 
     def load_weights(self, policy: PreTrainedPolicy) -> None:
         """Tell the process to read the shared weights, which the caller has updated."""
@@ -227,8 +227,7 @@ class ProcessWorker:
         with suppress(OSError):
             send(self.connection, message)
 
-    def _answer(self) -> Any:
-        """Episode and None, or None and what went wrong."""
+    def _answer(self) -> Episode | RolloutError:
         return self.connection.recv()
 
 
@@ -291,9 +290,9 @@ def serve(
             load_weights()
             continue
         try:
-            answer: tuple[Episode | None, str | None] = (rollout(simulators, player, request), None)
-        except Exception:
-            answer = (None, traceback.format_exc())
+            answer: Episode | RolloutError = rollout(simulators, player, request)
+        except Exception as error:
+            answer = RolloutError(f"In its worker process: {traceback.format_exc()}", cause=error)
         send(connection, answer)
 
 

@@ -55,7 +55,7 @@ class RayWorker:
         try:
             return ray.get(self.episode)
         except ray.exceptions.RayTaskError as error:
-            raise RolloutError(f"In its Ray actor: {error}") from None
+            raise RolloutError(f"In its Ray actor: {error}", cause=error.cause) from None
         except ray.exceptions.RayError as error:
             raise RolloutError(f"Its Ray actor was lost: {error}", worker_lost=True) from None
 

@@ -1,5 +1,6 @@
 """Runs that end before their time: what is saved, what is said. The trainer itself, with a real policy."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,21 @@ def test_a_start_that_always_fails_is_set_aside_counted_and_named(in_libero, tmp
     assert (line["starts_set_aside"], line["rollout_failures"]) == (1, 2 * 3)
     (said,) = [line for line in caplog.messages if "is set aside" in line]
     assert "init_state=5" in said and "Initial state should be in [0, 49]" in said
+    (kept,) = map(json.loads, (tmp_path / "run/dropped/starts_0.jsonl").read_text().splitlines())
+    assert (kept["iteration"], kept["suite"], kept["task_id"]) == (1, "libero_object", 0)
+    assert kept["init_state"] > 49 and kept["reason"].endswith(f"got {kept['init_state']}.")
+    assert kept["actions"] is None, "it never moved"
+
+
+def test_of_a_start_whose_simulation_diverges_the_actions_are_kept(sliding, tmp_path):
+    trainer = sliding(tmp_path / "run", n_groups=1)
+    (tmp_path / "run").mkdir()
+    trainer.engine._workers[0]._simulators.get("slide", 0)._diverged = lambda: True
+    with pytest.raises(RolloutError, match="No start of iteration 1"):
+        trainer.step()
+    (kept,) = map(json.loads, (tmp_path / "run/dropped/starts_0.jsonl").read_text().splitlines())
+    assert "diverged after 0 steps" in kept["reason"] and kept["noise_seed"] >= 0
+    assert torch.tensor(kept["actions"]).isfinite().all() and len(kept["actions"]) > 0
 
 
 def test_a_run_whose_starts_all_fail_ends_with_the_reason(in_libero, tmp_path, caplog):

@@ -1,5 +1,6 @@
-"""Two processes learn what one does; they are started as a launcher starts them, on real LIBERO."""
+"""Two processes learn what one does; `accelerate launch` starts them, on real LIBERO."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -7,11 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from easy_runs import RUN, finish, log_of, start_run
+from easy_runs import RUN, log_of
 from safetensors.torch import load_file
 
 from lerobot_smoothvla.grpo.ranks import Ranks
 
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
+PROGRAM = """import sys
+from easy_task import set_an_easy_task
+from lerobot_smoothvla.cli.main import main
+set_an_easy_task()
+sys.exit(main())
+"""
 # Minibatches whose chunks both ranks have, or only one, and groups of which the first rank has one of three.
 SETTINGS = (*RUN, "--steps=1", "--algorithm.n_groups=3", "--algorithm.minibatch_size=3")
 
@@ -23,24 +31,26 @@ def settings() -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def of_two(warm_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output directory of a run by two processes."""
+    """Output directory of a run by two processes, without GPUs as the flag of their launcher has them."""
     output = tmp_path_factory.mktemp("runs") / "of_two"
+    program = output.with_suffix(".py")
+    program.write_text(PROGRAM)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"}
-    runs = [
-        start_run(
-            output,
-            f"--policy.path={warm_start}",
-            *SETTINGS,
-            rank=rank,
-            variables=together | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]
-    for run in runs:
-        finish(run)
+        port = free.getsockname()[1]
+    result = subprocess.run(
+        [
+            *LAUNCH,
+            *("--multi_gpu", "--num_processes=2", f"--main_process_port={port}", str(program), "grpo"),
+            *(f"--output_dir={output}", f"--policy.path={warm_start}", *SETTINGS),
+        ],
+        env={**os.environ, "PYTHONPATH": path, "WANDB_DIR": str(output.parent)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stderr
     return output
 
 
@@ -87,7 +97,7 @@ def test_shares_are_whole_and_follow_one_another(size):
 
 def test_a_launcher_that_is_told_to_split_the_weights_is_refused(tmp_path):
     config = "--use_fsdp --fsdp_version=2 --num_processes=2 --num_machines=1 --mixed_precision=no"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *config.split()]
+    launch = [*LAUNCH, *config.split()]
     program = tmp_path / "program.py"
     program.write_text("from lerobot_smoothvla.grpo.ranks import launched\nlaunched('cpu')\n")
     result = subprocess.run([*launch, str(program)], capture_output=True, text=True, timeout=300)

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from builders import POLICIES, random_observation
+from diverging_task import DivergingLiberoConfig
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.configs.default import PeftConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
@@ -37,6 +38,7 @@ from lerobot_smoothvla.flow.ratio import FlowMatchingRatio, FlowSDERatio
 from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.modeling_smoothvla import SmoothVLAPolicy
 from lerobot_smoothvla.peft_loading import add_adapter
+from lerobot_smoothvla.rollout.configuration import RolloutConfig
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutError, RolloutRequest, run_episode
 from lerobot_smoothvla.rollout.local import ActorRecipe, ProcessEngine, SerialWorker, make_actor, make_engine
 
@@ -477,3 +479,15 @@ def test_a_simulation_that_diverges_gives_no_episode_and_does_not_spoil_the_next
     assert_same(engine.run(REQUESTS[:1])[0], episodes[0])
     assert engine.n_failures == 1
     engine.close()
+
+
+@pytest.mark.parametrize("backend", ["local", "ray"])
+def test_a_simulation_that_always_diverges_leaves_its_actions(
+    actor: Actor, episodes: list[Episode], backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # Where Ray's actors find the task.
+    env_config = DivergingLiberoConfig("libero_object", observation_height=64, observation_width=64)
+    with closing(make_engine(env_config, actor, n_workers=1, config=RolloutConfig(backend))) as engine:
+        (failure,) = engine.run_those_that_can(REQUESTS[:1])
+    assert isinstance(failure, RolloutError) and "diverged after 4 steps" in str(failure)
+    assert failure.actions is not None and torch.equal(failure.actions, episodes[0].actions[: 2 * CHUNK])
