@@ -68,6 +68,7 @@ _TRAIN += ("--env_eval_freq=0", "--policy.push_to_hub=false")
 _ARM = ("--robot.type=simulated_arm", "--robot.log=arm.npz", "--robot.calibration_dir=calibration")
 _ROLLOUT = ("--return_to_initial_position=false", "--play_sounds=false")
 _GUARDED_ARM = "--robot.arm={type: simulated_arm, log: arm.npz, calibration_dir: calibration}"
+_GPU = ("--size=tiny", "--device=cpu", "--samples=1", "--batch_sizes=1")
 
 ROWS = (
     Row("make (setup|test)", reason="makes and tests the environment that this runs in"),
@@ -75,10 +76,27 @@ ROWS = (
     Row("pip install", reason="changes the environment that this runs in"),
     Row("source", reason="is of the shell"),
     Row("ray start", reason="opens ports; rollout/test_ray.py starts clusters of its own"),
-    Row("accelerate launch", reason="needs GPUs; grpo/test_ranks.py launches two processes"),
-    Row("python benchmarks/", reason="measures for minutes"),
+    Row("accelerate launch", reason="needs GPUs; grpo/test_ranks.py launches two processes on the CPU"),
     Row("smoothvla serve|python -m lerobot.async_inference", reason="test_async_server.py runs both"),
     Row(".venv/bin/python -m pytest", reason="tests an adapter that the reader writes"),
+    Row("python benchmarks/breakdown.py", ("--image_size=64",)),
+    Row("python benchmarks/commanded_jerk.py", ("--n_episodes=1", "--n_draws=1", "--n_workers=1")),
+    Row("python benchmarks/expert.py", ("--suites=libero_object", "--task_ids=0", "--n_states=1")),
+    Row("python benchmarks/gpu.py .*--backend", (*_GPU, "--backend=eager")),
+    Row("python benchmarks/gpu.py", _GPU),
+    Row("python benchmarks/memory.py", ("--n_workers=1",)),
+    Row("python benchmarks/reach.py"),
+    Row("python benchmarks/rendering.py"),
+    Row(
+        "python benchmarks/rollout.py",
+        ("--episode_length=16", "--pairs=1", "--image_size=64", "--n_processes=1"),
+    ),
+    Row("python benchmarks/sampling.py", ("--size=tiny", "--pairs=1")),
+    Row(
+        "python benchmarks/scaling.py",
+        ("--episode_length=16", "--repetitions=1", "--n_workers=1", "--episodes=1"),
+    ),
+    Row("python benchmarks/update.py", ("--size=tiny", "--pairs=1", "--chunks=2", "--microbatch_size=1")),
     Row("smoothvla demos", (*_IMAGES, "--env.task_ids=[0]", "--episodes_per_task=1", "--n_workers=1")),
     Row("smoothvla score"),
     Row("lerobot-train .*--dataset.root", _TRAIN),

@@ -27,6 +27,7 @@ SOURCES = {
     "lerobot-train": "from lerobot.scripts.lerobot_train import main\nmain()",
     "lerobot-eval": "from lerobot.scripts.lerobot_eval import main\nmain()",
     "lerobot-rollout": "from lerobot.scripts.lerobot_rollout import main\nmain()",
+    "python": "import os, sys\nos.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
 }
 KINDS = {"random_smolvla": "smolvla"}
 """Of checkpoints that are no `smoothvla` for LIBERO."""
@@ -97,7 +98,8 @@ def commands(
 
 def lay_out(page: str, directory: Path, material: Path, tiny_dataset: Path) -> None:
     """What a page takes as given: policies that no command before has trained, datasets, and results."""
-    (directory / "configs").symlink_to(REPOSITORY / "configs")
+    for shipped in ("benchmarks", "configs", "docs"):
+        (directory / shipped).symlink_to(REPOSITORY / shipped)
     shutil.copytree(tiny_dataset, directory / "LIBERO_DATASET")
     shutil.copytree(material / "demonstrations", directory / "DATASET_ROOT")
     for index, command in enumerate(RUN[page]):

@@ -57,7 +57,7 @@ class Simulators:
 
     Attributes:
         config: LeRobot's environment config.
-        limit: Simulators kept at once; a worker process with one of LIBERO takes about 2.6 GB.
+        limit: Simulators kept at once; a worker process with one of LIBERO takes about 2.3 GB.
     """
 
     config: EnvConfig
