@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ def pytest_configure() -> None:
     prepare_libero(allow_download=False)
     require_gl()
     torch.set_num_threads(1)  # Small networks are slower on several.
+    # In the background of a script Ctrl-C is ignored, and would be by what is started here and ended by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

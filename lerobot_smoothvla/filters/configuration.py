@@ -143,12 +143,7 @@ class JerkLimitConfig(ActionFilterConfig):
         embodiment, dt = commands_of(env_config)
         limits = self.limits(env_config)
         n_axes = len(arm_dimensions(env_config.features[ACTION].shape[0], embodiment.grippers))
-        for name, values in asdict(limits).items():
-            if len(values) not in (0, 1, n_axes):
-                raise ValueError(
-                    f"`max_{name}` should be one for all of the arm's {n_axes} actions or one for each, got "
-                    f"{len(values)}."
-                )
+        limits.each_of([f"action {axis}" for axis in range(n_axes)])
         return JerkLimitStep(
             grippers=list(embodiment.grippers),
             n_action_steps=adapter.config.n_action_steps,

@@ -143,19 +143,16 @@ class MotionGuardStep(AbsoluteActionsProcessorStep):
         require_ruckig()
         if not 0 < self.dt < math.inf:
             raise ValueError(f"`dt` should be a positive control period in s, got {self.dt}.")
-        MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
+        if not self.max_velocity:
+            raise ValueError("A motion guard needs limits of the velocity too (`max_velocity`), got none.")
+        limits = MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
         if len(self.state_dims) != len(self.action_names):
             raise ValueError(
                 f"`state_dims` should name one dimension of the state for each of {len(self.action_names)} "
                 f"actions, got {self.state_dims}."
             )
         self._arm = arm_dimensions(len(self.action_names), self.grippers)
-        for name in ("max_velocity", "max_acceleration", "max_jerk"):
-            if len(limits := getattr(self, name)) not in (1, len(self._arm)):
-                axes = ", ".join(self.action_names[index] for index in self._arm)
-                raise ValueError(
-                    f"`{name}` should hold one limit for all axes or one for each of {axes}, got {limits}."
-                )
+        self._limits = limits.each_of([self.action_names[index] for index in self._arm])
         self.counts = GuardCounts()
         weakref.finalize(self, self.counts.log)  # Also at the end of the process.
         self.reset()
@@ -240,11 +237,8 @@ class MotionGuardStep(AbsoluteActionsProcessorStep):
 
     def _rates(self, n_robots: int) -> Rates:
         """Limits of B·M axes."""
-        velocity, acceleration, jerk = (
-            np.tile(np.broadcast_to(np.asarray(limits, dtype=np.float64), len(self._arm)), n_robots)
-            for limits in (self.max_velocity, self.max_acceleration, self.max_jerk)
-        )
-        return Rates(velocity, acceleration, jerk)
+        kept = self._limits
+        return Rates(*(np.tile(each, n_robots) for each in (kept.velocity, kept.acceleration, kept.jerk)))
 
     def _count(self, commands: Array, safe: Array, finite: np.ndarray, taken: np.ndarray) -> None:
         correction = np.where(taken[:, None], np.abs(safe - np.nan_to_num(commands)), 0)

@@ -9,7 +9,7 @@ Dims: B batch, H steps a chunk, n ≤ H of them executed, A action dimensions, M
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -160,6 +160,21 @@ class MotionLimits:
                     f"or one for each, got {list(values)}."
                 )
 
+    def each_of(self, axes: Sequence[str]) -> "MotionLimits":
+        """With one of each kind for each of the named axes.
+
+        Raises:
+            ValueError: If there are neither as many nor one for all.
+        """
+        for kind, values in asdict(self).items():
+            if len(values) not in (0, 1, len(axes)):
+                raise ValueError(
+                    f"`max_{kind}` should hold one limit for all axes or one for each of "
+                    f"{', '.join(axes)}, got {list(values)}."
+                )
+        each = {k: v * len(axes) if len(v) == 1 else v for k, v in asdict(self).items()}
+        return MotionLimits(**each)
+
     @classmethod
     def of_demonstrations(
         cls, episodes: Iterable[Tensor], dt: float, commands: Commands, quantile: float
@@ -216,7 +231,9 @@ class JerkLimitStep(ActionFilterStep):
         require_ruckig()
         if not 0 < self.dt < math.inf:
             raise ValueError(f"`dt` should be a positive control period in s, got {self.dt}.")
-        MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
+        self._limits = MotionLimits(
+            tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity)
+        )
         if self.commands == "position" and not self.max_velocity:
             raise ValueError("Commands that are positions need limits of the velocity too, got none.")
         super().__post_init__()
@@ -247,27 +264,19 @@ class JerkLimitStep(ActionFilterStep):
         given.current_position = motion.position
         given.current_velocity = motion.velocity
         given.current_acceleration = motion.acceleration
-        given.max_acceleration = self._each_axis("max_acceleration", n_axes)
-        given.max_jerk = self._each_axis("max_jerk", n_axes)
+        limits = self._limits.each_of([f"action {axis}" for axis in range(n_axes)])
+        given.max_acceleration, given.max_jerk = limits.acceleration, limits.jerk
         if self.commands == "displacement":
             given.control_interface = ruckig.ControlInterface.Velocity
             given.target_velocity = command
         else:
-            given.max_velocity = self._each_axis("max_velocity", n_axes)
+            given.max_velocity = limits.velocity
             given.target_position = command
         then = ruckig.OutputParameter(n_axes)
         result = ruckig.Ruckig(n_axes, self.dt).update(given, then)
         if result not in (ruckig.Result.Working, ruckig.Result.Finished):
             raise ValueError(f"Ruckig finds no motion ({result}) towards the command {command}.")
         return _Motion(then.new_position, then.new_velocity, then.new_acceleration)
-
-    def _each_axis(self, name: str, n_axes: int) -> list[float]:
-        limits = getattr(self, name)
-        if len(limits) not in (1, n_axes):
-            raise ValueError(
-                f"`{name}` should hold one limit for all axes or one for each of {n_axes}, got {len(limits)}."
-            )
-        return list(limits) * (n_axes if len(limits) == 1 else 1)
 
 
 @dataclass(frozen=True)

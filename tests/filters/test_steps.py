@@ -132,7 +132,7 @@ def test_each_axis_has_its_limit():
     step = jerk_limit(max_acceleration=[1.0, 4.0], max_jerk=[1e6])
     answer = step.action(torch.ones(1, 3, 3))[0]
     torch.testing.assert_close(answer[0], torch.tensor([1.0 * DT, 4.0 * DT, 1.0]), rtol=1e-3, atol=1e-3)
-    with pytest.raises(ValueError, match="one for each of 3, got 2"):
+    with pytest.raises(ValueError, match="one for each of action 0, action 1, action 2, got .1.0, 4.0"):
         step.reset()
         step.action(torch.ones(1, 3, 4))
 
