@@ -110,7 +110,7 @@ def main() -> None:
     stopwatch.watch(ChunkedLiberoEnv, ("reset_to",), "reset")
     stopwatch.watch(ChunkedLiberoEnv, ("to_lerobot",), "observation format and processors")
     stopwatch.watch(Actor, ("model_input", "env_actions"), "observation format and processors")
-    stopwatch.watch(type(actor.adapter), ("encode", "velocity"), "policy")
+    stopwatch.watch(Actor, ("decide",), "policy")
     n_steps = sum(run(1 + index) for index in range(arguments.n_episodes))
     env.close()
     milliseconds = {part: 1e3 * seconds / n_steps for part, seconds in stopwatch.seconds.items()}
