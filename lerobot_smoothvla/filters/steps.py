@@ -245,6 +245,7 @@ class JerkLimitStep(ActionFilterStep):
     def _filtered(self, chunk: Tensor, n: int) -> Tensor:
         if self._motions is None:
             self._motions = [_Motion.at_rest(row[0].tolist()) for row in chunk]
+            self._of_axes = self._limits.each_of([f"action {axis}" for axis in range(chunk.shape[-1])])
         _require_same_rows(len(self._motions), len(chunk))
         limited = torch.empty_like(chunk[:, :n])
         for step, row in ((step, row) for step in range(n) for row in range(len(chunk))):
@@ -264,13 +265,12 @@ class JerkLimitStep(ActionFilterStep):
         given.current_position = motion.position
         given.current_velocity = motion.velocity
         given.current_acceleration = motion.acceleration
-        limits = self._limits.each_of([f"action {axis}" for axis in range(n_axes)])
-        given.max_acceleration, given.max_jerk = limits.acceleration, limits.jerk
+        given.max_acceleration, given.max_jerk = self._of_axes.acceleration, self._of_axes.jerk
         if self.commands == "displacement":
             given.control_interface = ruckig.ControlInterface.Velocity
             given.target_velocity = command
         else:
-            given.max_velocity = limits.velocity
+            given.max_velocity = self._of_axes.velocity
             given.target_position = command
         then = ruckig.OutputParameter(n_axes)
         result = ruckig.Ruckig(n_axes, self.dt).update(given, then)

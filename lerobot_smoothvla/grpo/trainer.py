@@ -295,8 +295,9 @@ class GRPOTrainer:
         with self._bar(total=len(requests), desc="rollouts", unit="episode", leave=False) as bar:
             outcomes = self.engine.run_those_that_can(requests, lambda index, episode: bar.update())
         episodes: list[Episode] = []
-        for first in range(0, len(outcomes), size):
-            group = list(zip(requests, outcomes, strict=True))[first : first + size]
+        rolled_out = list(zip(requests, outcomes, strict=True))
+        for first in range(0, len(rolled_out), size):
+            group = rolled_out[first : first + size]
             if failed := [(its, why) for its, why in group if isinstance(why, RolloutError)]:
                 self._set_aside(iteration, *failed[0])
             else:
