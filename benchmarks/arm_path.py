@@ -47,8 +47,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--grpo_steps", type=int, default=5)
     parser.add_argument("--n_groups", type=int, default=8)
     parser.add_argument("--group_size", type=int, default=8)
+    parser.add_argument("--arm", choices=ARMS, default="best", help="of the study: how GRPO learns")
     parser.add_argument(
-        "--signal", default="joint_jerk_rms", help="what the reward measures; jerk_rms is the fingertip's"
+        "--signal", default="joint_ldlj", help="what the reward measures; ldlj is the fingertip's"
     )
     parser.add_argument("--eval_episodes", type=int, default=50, help="in the simulator, of each policy")
     parser.add_argument("--n_workers", type=int, default=2)
@@ -64,8 +65,8 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
         *env,
         f"--algorithm.n_groups={arguments.n_groups}",
         f"--algorithm.group_size={arguments.group_size}",
-        f"--algorithm.reward.signal={arguments.signal}",
-        *(*GRPO, *ARMS["smooth"]),  # As the study learns.
+        *(*GRPO, *ARMS[arguments.arm]),  # As the study learns.
+        f"--algorithm.reward.signal={arguments.signal}",  # After the arm's own, which it replaces.
         f"--seed={seed}",
         f"--n_workers={arguments.n_workers}",
     ]

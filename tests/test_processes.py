@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def test_a_worker_finds_everything_imported_and_the_environment_of_its_parent(tm
 
 def test_what_computes_on_a_gpu_is_not_forked() -> None:
     assert worker_context("cuda:1").get_start_method() == "spawn"
+
+
+def test_starting_a_process_with_many_weights_does_not_last_until_it_has_imported_torch(tmp_path) -> None:
+    report = tmp_path / "then"
+    weights = SharedWeights({f"{'layers.' * 9}{index}.lora_A": torch.full((2,), index) for index in range(5000)})
+    script = """import time; assert len(weights.tensors()) == 5000; open(path, "w").write(str(time.time()))"""
+    arguments = (script, {"path": report, "weights": weights})
+    process = worker_context("cuda").Process(target=in_environment, args=(dict(os.environ), exec, *arguments))
+    begin = time.time()
+    process.start()
+    started = time.time()
+    process.join()
+    assert started - begin < (float(report.read_text()) - begin) / 2
 
 
 def test_shared_weights_keep_names_types_and_values_in_one_block() -> None:

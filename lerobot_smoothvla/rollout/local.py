@@ -232,16 +232,23 @@ class ProcessWorker:
 
 
 class SharedWeights:
-    """A state dict in one block of shared memory, which another process gets as a single file descriptor."""
+    """A state dict in one block of shared memory, which another process gets as a single file descriptor.
+
+    Names and places are in the block, too: starting a process waits for whatever its pipe cannot hold (64 KiB,
+    less than the names of a large policy's weights) until that has imported, and for ever if it dies before.
+    """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         """Take a copy."""
-        self._places: list[tuple[str, int, torch.dtype, torch.Size]] = []
+        places: list[tuple[str, int, torch.dtype, torch.Size]] = []
         end = 0
         for name, value in weights.items():
-            self._places.append((name, end, value.dtype, value.shape))
+            places.append((name, end, value.dtype, value.shape))
             end += -(-value.nbytes // _ALIGNMENT) * _ALIGNMENT
-        self._memory = torch.empty(end, dtype=torch.uint8).share_memory_()
+        index = torch.frombuffer(bytearray(pickle.dumps(places)), dtype=torch.uint8)
+        self._end = end
+        self._memory = torch.empty(end + len(index), dtype=torch.uint8).share_memory_()
+        self._memory[end:] = index
         self.write(weights)
 
     def write(self, weights: Mapping[str, Tensor]) -> None:
@@ -251,9 +258,10 @@ class SharedWeights:
 
     def tensors(self) -> dict[str, Tensor]:
         """The state dict, in the shared memory."""
+        places = pickle.loads(self._memory[self._end :].numpy().tobytes())
         return {
             name: self._memory[begin : begin + shape.numel() * dtype.itemsize].view(dtype).view(shape)
-            for name, begin, dtype, shape in self._places
+            for name, begin, dtype, shape in places
         }
 
 
