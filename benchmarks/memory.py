@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py
 
-Each worker rolls out one short episode in every task, so that it has as many simulators as it keeps at once.
+Each worker rolls out one short episode in every task.
 PSS counts what processes share in equal parts; private is what ending a worker would free.
 """
 
@@ -22,8 +22,9 @@ from rollout import SEED, random_actor
 from lerobot_smoothvla.envs.assets import prepare_libero, require_gl
 from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.flow.sampling import DeployedSampler
+from lerobot_smoothvla.machine import parent_of
 from lerobot_smoothvla.rollout.engine import RolloutRequest
-from lerobot_smoothvla.rollout.local import ProcessEngine
+from lerobot_smoothvla.rollout.local import ProcessEngine, make_engine
 
 HORIZON = 8
 
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--suite", default="libero_object")
     parser.add_argument("--task_ids", nargs="+", type=int, default=[0])
     parser.add_argument("--n_workers", type=int, default=2)
+    parser.add_argument("--apart", action="store_true", help="workers build simulators of their own")
     arguments = parser.parse_args()
     prepare_libero()
     require_gl()
@@ -64,12 +66,16 @@ def main() -> None:
     ]
     with TemporaryDirectory() as directory:
         actor = random_actor(Path(directory), 64, HORIZON)
-        with closing(ProcessEngine(env_config, actor, arguments.n_workers)) as engine:
+        make = ProcessEngine if arguments.apart else make_engine
+        with closing(make(env_config, actor, arguments.n_workers)) as engine:
             engine.run(requests)
-            found = [memory(worker._process.pid or 0) for worker in engine._workers]
+            pids = [worker._process.pid or 0 for worker in engine._workers]
+            found = [memory(pid) for pid in pids]
+            server = memory(parent_of(pids[0]))
     for row in found:
         print(row)
-    print(json.dumps({"suite": arguments.suite, "task_ids": arguments.task_ids, "workers": found}))
+    print(f"The server that they were forked from: {server}")
+    print(json.dumps(vars(arguments) | {"workers": found, "server": server}))
 
 
 if __name__ == "__main__":

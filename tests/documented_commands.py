@@ -69,6 +69,7 @@ _ARM = ("--robot.type=simulated_arm", "--robot.log=arm.npz", "--robot.calibratio
 _ROLLOUT = ("--return_to_initial_position=false", "--play_sounds=false")
 _GUARDED_ARM = "--robot.arm={type: simulated_arm, log: arm.npz, calibration_dir: calibration}"
 _GPU = ("--size=tiny", "--device=cpu", "--samples=1", "--batch_sizes=1")
+_SHORT = ("--n_workers=1", "--n_groups=1", "--group_size=2", "--episode_length=10")
 
 ROWS = (
     Row("make (setup|test)", reason="makes and tests the environment that this runs in"),
@@ -84,6 +85,7 @@ ROWS = (
     Row("python benchmarks/expert.py", ("--suites=libero_object", "--task_ids=0", "--n_states=1")),
     Row("python benchmarks/gpu.py .*--backend", (*_GPU, "--backend=eager")),
     Row("python benchmarks/gpu.py", _GPU),
+    Row("python benchmarks/iteration.py", (*_SHORT, "--size=tiny", "--device=cpu")),
     Row("python benchmarks/memory.py", ("--n_workers=1",)),
     Row("python benchmarks/reach.py"),
     Row("python benchmarks/rendering.py"),

@@ -36,6 +36,7 @@ LAYERS = {
     "peft_loading": 2,
     "checkpoint_safety": 2,
     "dataset_loading": 2,
+    "machine": 2,
     "processes": 2,
     "provenance": 2,
     "locking": 2,

@@ -51,7 +51,9 @@ def test_what_computes_on_a_gpu_is_not_forked() -> None:
 
 def test_starting_a_process_with_many_weights_does_not_last_until_it_has_imported_torch(tmp_path) -> None:
     report = tmp_path / "then"
-    weights = SharedWeights({f"{'layers.' * 9}{index}.lora_A": torch.full((2,), index) for index in range(5000)})
+    weights = SharedWeights(
+        {f"{'layers.' * 9}{index}.lora_A": torch.full((2,), index) for index in range(5000)}
+    )
     script = """import time; assert len(weights.tensors()) == 5000; open(path, "w").write(str(time.time()))"""
     arguments = (script, {"path": report, "weights": weights})
     process = worker_context("cuda").Process(target=in_environment, args=(dict(os.environ), exec, *arguments))

@@ -84,7 +84,8 @@ class Cost:
         chunk_s: Of an update, for one chunk once.
         update_chunks: How many were updated on.
         update_bytes: By which the memory of the learner's device grew in it, at most.
-        worker_bytes: Resident in the largest worker, at most; 0 without workers.
+        worker_bytes: Of its own in the largest worker; 0 without workers.
+        server_bytes: Of the process that workers are forked from, and share memory with; 0 without one.
         learner_bytes: Resident in this process, at most.
         episode_bytes: What is kept of an episode until the update.
     """
@@ -97,6 +98,7 @@ class Cost:
     update_chunks: int
     update_bytes: int
     worker_bytes: int
+    server_bytes: int
     learner_bytes: int
     episode_bytes: float
 
@@ -358,15 +360,17 @@ def memory(cost: Cost, run: Run, available: int, total: int) -> Check:
         total: Of the machine.
     """
     learner = cost.learner_bytes + round(2 * run.episodes * cost.episode_bytes)
-    need = cost.worker_bytes * run.n_workers + learner
+    need = cost.worker_bytes * run.n_workers + cost.server_bytes + learner
+    shared = f", {_gb(cost.server_bytes)} GB that they share" if cost.server_bytes else ""
     finding = (
-        f"{run.n_workers} workers of {_gb(cost.worker_bytes)} GB and a learner of {_gb(learner)} GB need "
-        f"{_gb(need)} of {_gb(total)} GB ({_gb(available)} free before); of this an update on "
+        f"{run.n_workers} workers of {_gb(cost.worker_bytes)} GB{shared} and a learner of {_gb(learner)} GB "
+        f"need {_gb(need)} of {_gb(total)} GB ({_gb(available)} free before); of this an update on "
         f"{cost.update_chunks} chunks, at most {run.microbatch_size} at once, takes "
         f"{_gb(cost.update_bytes)} GB"
     )
     numbers = {
         "worker_bytes": cost.worker_bytes,
+        "server_bytes": cost.server_bytes,
         "learner_bytes": learner,
         "update_bytes": cost.update_bytes,
         "update_chunks": cost.update_chunks,
@@ -375,7 +379,8 @@ def memory(cost: Cost, run: Run, available: int, total: int) -> Check:
     }
     if need <= available:
         return Check("memory", "ok", finding, numbers=numbers)
-    fitting = (available - learner) // cost.worker_bytes if cost.worker_bytes else 0
+    left = available - learner - cost.server_bytes
+    fitting = left // cost.worker_bytes if cost.worker_bytes else 0
     way_out = f"--n_workers={fitting}" if fitting > 0 else "smaller --algorithm.n_groups and microbatch_size"
     advice = f"{'It does not fit' if need > total else 'It fits once others have ended'}: {way_out}."
     return Check("memory", "fail" if need > total else "warn", finding, advice, numbers)

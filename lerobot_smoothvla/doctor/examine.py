@@ -24,6 +24,7 @@ from lerobot_smoothvla.flow.sampling import DeployedSampler
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOPipelineConfig
 from lerobot_smoothvla.grpo.trainer import sample_starts
+from lerobot_smoothvla.machine import machine_bytes, resident_bytes
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, Sampler
 from lerobot_smoothvla.rollout.local import make_engine
 
@@ -106,7 +107,7 @@ def _starts(config: DoctorConfig) -> list[Start]:
 
 
 def _examine(config: DoctorConfig, simulator: list[Check], starts: list[Start] | None) -> Iterator[Check]:
-    available, total = measure.machine_bytes()
+    available, total = machine_bytes()
     packages = _PACKAGES + (_LIBERO_PACKAGES if isinstance(config.env, LiberoEnvConfig) else ())
     versions = {"python": python_version(), **measure.installed(packages)}
     yield checks.versions(versions, measure.uncompiled(("torch", "transformers")))
@@ -199,6 +200,7 @@ def _costs(
         yield from _skipped(("time", "memory"), "the update")
         return
     yield checks.first_ratio("update", {"rollouts replayed": update.ratio_deviation}, update.n_chunks)
+    worker_bytes, server_bytes = measure.worker_bytes()
     cost = checks.Cost(
         steps_per_s=steps_per_s * max(config.n_workers, 1) / max(n_workers, 1),
         startup_s=max(own.wall_s - own.steps / steps_per_s, 0.0),
@@ -207,8 +209,9 @@ def _costs(
         chunk_s=update.chunk_s,
         update_chunks=update.n_chunks,
         update_bytes=update.n_bytes,
-        worker_bytes=measure.worker_bytes(),
-        learner_bytes=measure.resident_bytes("self", peak=True),
+        worker_bytes=worker_bytes,
+        server_bytes=server_bytes,
+        learner_bytes=resident_bytes("self", peak=True),
         episode_bytes=own.episode_bytes,
     )
     run = checks.Run(

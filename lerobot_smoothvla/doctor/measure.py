@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import math
 import multiprocessing
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from lerobot_smoothvla.flow.adapters import PolicyAdapter
 from lerobot_smoothvla.flow.ratio import RatioEstimator
 from lerobot_smoothvla.grpo.algorithm import GRPOAlgorithm
 from lerobot_smoothvla.grpo.configuration import GRPOConfig
+from lerobot_smoothvla.machine import parent_of, private_bytes, resident_bytes
 from lerobot_smoothvla.rollout.engine import Actor, RolloutEngine, RolloutRequest, Sampler
 
 _INSTRUCTION = "pick it up"
@@ -268,30 +270,8 @@ class _PeakMemory:
         return max(peak - self._before, 0)  # The kernel's counters are batched, so off by some pages.
 
 
-def resident_bytes(pid: int | str, peak: bool = False) -> int:
-    """Of a process, now or at its peak."""
-    return _proc_bytes(f"{pid}/status", "VmHWM" if peak else "VmRSS")
-
-
-def worker_bytes() -> int:
-    """Resident in the largest child process, at its peak; 0 without any."""
-    pids = [process.pid for process in multiprocessing.active_children()]
-    return max((resident_bytes(pid, peak=True) for pid in pids if pid is not None), default=0)
-
-
-def machine_bytes() -> tuple[int, int]:
-    """Available to new processes, and in all; a container's limit bounds both."""
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    bound = math.inf if text == "max" else int(text)
-    available, total = (_proc_bytes("meminfo", name) for name in ("MemAvailable", "MemTotal"))
-    return int(min(available, bound)), int(min(total, bound))
-
-
-def _proc_bytes(file: str, name: str) -> int:
-    """A value of /proc that is given in kB."""
-    for line in Path("/proc", file).read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key == name:
-            return int(value.split()[0]) * 1024
-    raise OSError(f"/proc/{file} should have a line `{name}`; the doctor needs Linux.")
+def worker_bytes() -> tuple[int, int]:
+    """Of its own in the largest child process, and what those share that forked them; 0 without any."""
+    pids = [process.pid for process in multiprocessing.active_children() if process.pid is not None]
+    servers = {parent_of(pid) for pid in pids} - {os.getpid()}
+    return max(map(private_bytes, pids), default=0), sum(map(resident_bytes, servers))

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -224,9 +225,23 @@ def require_gl() -> str:
     )
 
 
+def renders_in_software() -> bool:
+    """Whether MuJoCo's renderer is Mesa's software, as far as it is known here."""
+    name = _opengl(os.environ.get("MUJOCO_GL", "")) if sys.platform == "linux" else None
+    return name is not None and "llvmpipe" in name
+
+
 def _renders(renderer: str) -> bool:
-    context = "import mujoco; context = mujoco.GLContext(8, 8); context.make_current(); context.free()"
-    environment = {**os.environ, "MUJOCO_GL": renderer}
-    return (
-        subprocess.run([sys.executable, "-c", context], env=environment, capture_output=True).returncode == 0
+    return _opengl(renderer) is not None
+
+
+@cache
+def _opengl(renderer: str) -> str | None:
+    """What OpenGL of a renderer of MuJoCo's calls itself, asked in a process of its own; None without one."""
+    script = (
+        "import mujoco; context = mujoco.GLContext(8, 8); context.make_current(); from OpenGL import GL; "
+        "print(GL.glGetString(GL.GL_RENDERER).decode()); context.free()"
     )
+    environment = {**os.environ, "MUJOCO_GL": renderer}
+    tried = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    return tried.stdout if tried.returncode == 0 else None

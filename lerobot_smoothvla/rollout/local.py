@@ -34,6 +34,7 @@ from lerobot_smoothvla.filters.steps import ActionFilterStep
 from lerobot_smoothvla.flow.adapters.execution import Execution
 from lerobot_smoothvla.peft_loading import adapter_of, with_structure
 from lerobot_smoothvla.processes import ONE_THREAD, in_environment, started_with, worker_context
+from lerobot_smoothvla.rollout import stock
 from lerobot_smoothvla.rollout.configuration import RolloutConfig
 from lerobot_smoothvla.rollout.engine import (
     SIMULATORS,
@@ -53,11 +54,11 @@ _ALIGNMENT = 64
 
 @dataclass
 class Simulators:
-    """The simulators of one worker, built on first use; the least recently used makes room.
+    """The simulators of one worker: those that it shares, else its own, built on first use.
 
     Attributes:
         config: LeRobot's environment config.
-        limit: Simulators kept at once; a worker process with one of LIBERO takes about 2.3 GB.
+        limit: Of its own kept at once, the least recently used makes room; one of LIBERO takes a gigabyte.
     """
 
     config: EnvConfig
@@ -67,6 +68,8 @@ class Simulators:
     def get(self, suite: str, task_id: int) -> ChunkedEnv:
         """The environment of a task."""
         key = (suite, task_id)
+        if shared := stock.take(self.config, key):
+            return shared
         if key not in self._envs:
             if len(self._envs) >= self.limit:
                 self._envs.popitem(last=False)[1].close()
@@ -75,7 +78,7 @@ class Simulators:
         return self._envs[key]
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close its own."""
         while self._envs:
             self._envs.popitem()[1].close()
 
@@ -234,8 +237,8 @@ class ProcessWorker:
 class SharedWeights:
     """A state dict in one block of shared memory, which another process gets as a single file descriptor.
 
-    Names and places are in the block, too: starting a process waits for whatever its pipe cannot hold (64 KiB,
-    less than the names of a large policy's weights) until that has imported, and for ever if it dies before.
+    Names and places are in the block, too: starting a process waits for whatever its pipe cannot hold (64
+    KiB, less than the names of a large policy's weights) until that has imported, and for ever if it dies.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -408,8 +411,10 @@ def make_engine(
     if config.inference == "central":
         from lerobot_smoothvla.rollout.central import CentralEngine
 
-        return CentralEngine(env_config, actor, n_workers, config.timeout_s)
-    return ProcessEngine(env_config, actor, n_workers, config.timeout_s, config.device)
+        with started_with(stock.order(env_config)):
+            return CentralEngine(env_config, actor, n_workers, config.timeout_s)
+    with started_with(stock.order(env_config)):
+        return ProcessEngine(env_config, actor, n_workers, config.timeout_s, config.device)
 
 
 def wait_for_processes[W: ProcessWorker](workers: Iterable[W], timeout_s: float) -> list[W]:

@@ -20,6 +20,7 @@ COST = Cost(
     update_chunks=100,
     update_bytes=10**9,
     worker_bytes=3 * 10**9,
+    server_bytes=0,
     learner_bytes=2 * 10**9,
     episode_bytes=1e6,
 )

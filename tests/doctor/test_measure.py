@@ -97,14 +97,3 @@ def test_an_update_on_more_at_once_takes_more_memory(actor: Actor):
         return measure.update(actor, config, groups).n_bytes
 
     assert n_bytes(1) < n_bytes(32)
-
-
-def test_the_memory_of_processes_is_read():
-    now, peak = measure.resident_bytes("self"), measure.resident_bytes("self", peak=True)
-    assert 10**8 < now <= peak
-    available, total = measure.machine_bytes()
-    assert now < total and 0 < available <= total
-    with pytest.raises(
-        OSError, match=r"/proc/meminfo should have a line `NoSuchLine`; the doctor needs Linux"
-    ):
-        measure._proc_bytes("meminfo", "NoSuchLine")

@@ -105,7 +105,9 @@ def test_a_full_disk_ends_a_run_with_what_could_not_be_written(what, settings, s
 def in_libero(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., GRPOTrainer]:
     warm_start = tmp_path_factory.mktemp("libero")
     save_checkpoint(warm_start, SmoothVLAConfig(**TINY_SMOOTHVLA))
-    env = LiberoEnvConfig(task="libero_object", observation_height=64, observation_width=64, episode_length=8)
+    env = LiberoEnvConfig(
+        "libero_object", task_ids=[0], observation_height=64, observation_width=64, episode_length=8
+    )
     return lambda output, **how: a_trainer(output, warm_start, env, ("libero_object", 0), **how)
 
 

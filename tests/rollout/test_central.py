@@ -41,7 +41,7 @@ def name() -> str:
 @pytest.fixture(scope="module")
 def env_config() -> LiberoEnvConfig:
     return LiberoEnvConfig(
-        task="libero_object", observation_height=64, observation_width=64, episode_length=20
+        task="libero_object", task_ids=[0], observation_height=64, observation_width=64, episode_length=20
     )
 
 

@@ -58,7 +58,11 @@ REQUESTS = [
 @pytest.fixture(scope="module")
 def env_config() -> LiberoEnvConfig:
     return LiberoEnvConfig(
-        task="libero_object", observation_height=64, observation_width=64, episode_length=HORIZON
+        task="libero_object",
+        task_ids=[0],
+        observation_height=64,
+        observation_width=64,
+        episode_length=HORIZON,
     )
 
 
@@ -486,7 +490,9 @@ def test_a_simulation_that_always_diverges_leaves_its_actions(
     actor: Actor, episodes: list[Episode], backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # Where Ray's actors find the task.
-    env_config = DivergingLiberoConfig("libero_object", observation_height=64, observation_width=64)
+    env_config = DivergingLiberoConfig(
+        "libero_object", task_ids=[0], observation_height=64, observation_width=64
+    )
     with closing(make_engine(env_config, actor, n_workers=1, config=RolloutConfig(backend))) as engine:
         (failure,) = engine.run_those_that_can(REQUESTS[:1])
     assert isinstance(failure, RolloutError) and "diverged after 4 steps" in str(failure)
