@@ -47,10 +47,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--grpo_steps", type=int, default=5)
     parser.add_argument("--n_groups", type=int, default=8)
     parser.add_argument("--group_size", type=int, default=8)
-    parser.add_argument("--arm", choices=ARMS, default="best", help="of the study: how GRPO learns")
+    parser.add_argument("--arm", choices=ARMS, default="smooth", help="of the study: how GRPO learns")
     parser.add_argument(
-        "--signal", default="joint_ldlj", help="what the reward measures; ldlj is the fingertip's"
+        "--signal", default="ldlj", help="what the reward measures: of the fingertip, or joint_"
     )
+    parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--eval_episodes", type=int, default=50, help="in the simulator, of each policy")
     parser.add_argument("--n_workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
@@ -66,7 +67,9 @@ def stages(arguments: argparse.Namespace) -> list[Stage]:
         f"--algorithm.n_groups={arguments.n_groups}",
         f"--algorithm.group_size={arguments.group_size}",
         *(*GRPO, *ARMS[arguments.arm]),  # As the study learns.
-        f"--algorithm.reward.signal={arguments.signal}",  # After the arm's own, which it replaces.
+        # After the study's own, which they replace.
+        f"--algorithm.reward.signal={arguments.signal}",
+        f"--algorithm.lr={arguments.lr}",
         f"--seed={seed}",
         f"--n_workers={arguments.n_workers}",
     ]

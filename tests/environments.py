@@ -28,6 +28,7 @@ class SlideEnv(gymnasium.Env):
     def __init__(self, fault: str = "") -> None:
         self.fault = fault
         self.x = 0.0
+        self.n_resets = 0
         if fault != "horizon":
             self._max_episode_steps = 20
 
@@ -37,7 +38,8 @@ class SlideEnv(gymnasium.Env):
         return {"pixels": pixels, **position}
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        super().reset(seed=None if self.fault == "seed" else seed)
+        self.n_resets += 1
+        super().reset(seed=self.n_resets if self.fault == "seed" else seed)
         self.x = self.np_random.uniform(-1, 1) + (1e-12 * self.x if self.fault == "history" else 0.0)
         return self._observation(), {}
 
