@@ -226,9 +226,10 @@ def require_gl() -> str:
 
 
 def renders_in_software() -> bool:
-    """Whether MuJoCo's renderer is Mesa's software, as far as it is known here."""
-    name = _opengl(os.environ.get("MUJOCO_GL", "")) if sys.platform == "linux" else None
-    return name is not None and "llvmpipe" in name
+    """Whether MuJoCo renders by EGL in Mesa's software, as far as it is known here; not for OSMesa."""
+    if os.environ.get("MUJOCO_GL") != "egl" or sys.platform != "linux":
+        return False
+    return "llvmpipe" in (_opengl("egl") or "")
 
 
 def _renders(renderer: str) -> bool:

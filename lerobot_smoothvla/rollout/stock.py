@@ -1,8 +1,8 @@
 """Simulators that are built once, in the server that workers are forked from, which so share them.
 
 What a worker changes of one is its own, 25 MB in place of a gigabyte; observations and physics are the same
-to the last bit. Only where OpenGL is software: its contexts are memory like any other, those of a GPU do not
-survive a fork. Importing this module in a process with `VARIABLE` builds what that says.
+to the last bit. Only where Mesa's software renders by EGL: its contexts are memory like any other, those of
+a GPU do not survive a fork, and OSMesa's were not tried. Importing this module in a process with `VARIABLE` builds what that says.
 """
 
 import base64
@@ -12,6 +12,7 @@ import os
 import pickle
 import signal
 import sys
+import warnings
 from contextlib import suppress
 
 from lerobot.envs.configs import EnvConfig
@@ -77,6 +78,8 @@ def _build(ordered: str) -> None:
         signal.signal(signal.SIGINT, interrupt)
     gc.collect()
     gc.freeze()  # Else collecting would write to what is shared.
+    # Python counts the thread of PyArrow's allocator, which knows of forks.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 
 with suppress(KeyError):
