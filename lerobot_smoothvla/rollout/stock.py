@@ -1,8 +1,9 @@
 """Simulators that are built once, in the server that workers are forked from, which so share them.
 
-What a worker changes of one is its own, 25 MB in place of a gigabyte; observations and physics are the same
-to the last bit. Only where Mesa's software renders by EGL: its contexts are memory like any other, those of
-a GPU do not survive a fork, and OSMesa's were not tried. Importing this module in a process with `VARIABLE` builds what that says.
+What a worker changes of one is its own, 8 MB in place of a gigabyte; observations and physics are the same to
+the last bit. Only where Mesa's software renders by EGL: its contexts are memory like any other, those of a
+GPU do not survive a fork, and OSMesa's were not tried. Importing this module in a process with `VARIABLE` in
+its environment builds what that says.
 """
 
 import base64
