@@ -1,7 +1,9 @@
 """Simulators that workers share, on real LIBERO; the serial worker, which has its own, is the oracle."""
 
 import base64
+import os
 import pickle
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import fields, replace
@@ -111,6 +113,18 @@ def test_what_was_built_for_another_environment_is_not_taken(policy: Actor, new_
     ):
         (episode,) = engine.run(REQUESTS[:1])
     assert episode.observations["observation.images.image"].shape[-2:] == (48, 48)
+
+
+def test_without_the_server_a_lost_worker_is_replaced_by_one_that_builds_its_own(
+    policy: Actor, expected: list[Episode], new_server: None
+) -> None:
+    """It has the most memory, so a system without any would end it first."""
+    with closing(make_engine(replace(ENV, task_ids=[0]), policy, n_workers=2)) as engine:
+        os.kill(parent_of(pids(engine)[0]), signal.SIGKILL)
+        assert_same(engine.run(REQUESTS[:2]), expected[:2])
+        os.kill(pids(engine)[0], signal.SIGKILL)
+        assert_same(engine.run(REQUESTS[:4]), expected[:4])
+        assert engine.n_failures == 1 and len(engine._workers) == 2
 
 
 def ordered(config: EnvConfig) -> list[Task]:
