@@ -14,7 +14,6 @@ import pickle
 import signal
 import sys
 import warnings
-from contextlib import suppress
 
 from lerobot.envs.configs import EnvConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
@@ -69,9 +68,8 @@ def _build(ordered: str) -> None:
             if os.getppid() != parent:
                 raise SystemExit  # Nobody is left to fork workers for.
             env = chunked_env(_config, suite, task_id)
-            env.reset_to(
-                Start(suite, task_id, init_state=0, seed=0)
-            )  # Renders, so that shaders are compiled.
+            # Renders, so that shaders are compiled, too.
+            env.reset_to(Start(suite, task_id, init_state=0, seed=0))
             _stock[suite, task_id] = env
     except Exception as error:
         logging.debug("Simulators are not shared: %s", error)
@@ -83,5 +81,5 @@ def _build(ordered: str) -> None:
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 
-with suppress(KeyError):
+if VARIABLE in os.environ:
     _build(os.environ[VARIABLE])
