@@ -37,8 +37,10 @@ _config: EnvConfig | None = None
 def order(config: EnvConfig) -> dict[str, str]:
     """The environment in which a fork server builds the simulators that workers will need; empty for none.
 
+    Only LIBERO's are worth it, and they may take half of the memory that is free.
+
     Args:
-        config: LeRobot's. Only LIBERO's simulators are worth it. They may take half of the memory there is.
+        config: LeRobot's, which `prepare_env` has prepared: so it is known what renders.
     """
     if sys.platform != "linux" or not isinstance(config, LiberoEnvConfig):
         return {}

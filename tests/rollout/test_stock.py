@@ -17,7 +17,7 @@ from lerobot.envs.configs import AlohaEnv, EnvConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 
 from lerobot_smoothvla.checkpoint_loading import load_actor, load_actor_config
-from lerobot_smoothvla.envs.assets import renders_in_software
+from lerobot_smoothvla.envs.assets import renders_in_software, require_gl
 from lerobot_smoothvla.envs.shift import Shift
 from lerobot_smoothvla.episode import Episode, Start, Task
 from lerobot_smoothvla.flow.sampling import DeployedSampler
@@ -52,6 +52,13 @@ def expected(policy: Actor) -> list[Episode]:
 
 
 @pytest.fixture
+def software() -> None:
+    require_gl()
+    if not renders_in_software():
+        pytest.skip("the contexts of a GPU are not shared")
+
+
+@pytest.fixture
 def new_server() -> Iterator[None]:
     """That workers are forked from, for one test alone."""
     forkserver._forkserver._stop()
@@ -73,9 +80,8 @@ def assert_same(episodes: list[Episode], expected: list[Episode]) -> None:
                 assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, field.name
 
 
-@pytest.mark.skipif(not renders_in_software(), reason="a GPU's contexts cannot be shared")
 def test_workers_share_the_simulators_of_all_tasks_and_each_changes_its_own(
-    policy: Actor, expected: list[Episode], new_server: None
+    policy: Actor, expected: list[Episode], software: None, new_server: None
 ) -> None:
     with closing(make_engine(ENV, policy, n_workers=2)) as engine:
         episodes = engine.run(REQUESTS)
@@ -104,8 +110,9 @@ def test_what_cannot_be_built_ahead_is_left_to_the_workers(
         assert private_bytes(*pids(engine)) > 2**30
 
 
-@pytest.mark.skipif(not renders_in_software(), reason="nothing is built ahead")
-def test_what_was_built_for_another_environment_is_not_taken(policy: Actor, new_server: None) -> None:
+def test_what_was_built_for_another_environment_is_not_taken(
+    policy: Actor, software: None, new_server: None
+) -> None:
     other = replace(ENV, task_ids=[0], observation_height=48, observation_width=48)
     with (
         closing(make_engine(replace(ENV, task_ids=[0]), policy, 1)),
