@@ -86,7 +86,7 @@ ROWS = (
     Row("python benchmarks/gpu.py .*--backend", (*_GPU, "--backend=eager")),
     Row("python benchmarks/gpu.py", _GPU),
     Row("python benchmarks/iteration.py", (*_SHORT, "--size=tiny", "--device=cpu")),
-    Row("python benchmarks/memory.py", ("--n_workers=1",)),
+    Row("python benchmarks/memory.py", ("--n_workers=1", "--task_ids=0")),
     Row("python benchmarks/reach.py"),
     Row("python benchmarks/rendering.py"),
     Row(
