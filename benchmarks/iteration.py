@@ -24,8 +24,7 @@ os.environ |= {"OMP_NUM_THREADS": "1"}  # Before torch is loaded.
 import torch
 from lerobot.envs.configs import EnvConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
-from lerobot.policies import make_pre_post_processors
-from policies import LIBERO_STATS, make_actor, peak
+from policies import make_actor, peak, save_checkpoint
 
 from lerobot_smoothvla.cli.main import main as smoothvla
 from lerobot_smoothvla.evaluation.report import markdown
@@ -84,21 +83,13 @@ def toss_a_coin(episode_length: int | None) -> None:
         changed.reset_to, changed.step, changed.tossed = reset_and_count, step, True
 
 
-def make_checkpoint(size: str, directory: Path) -> Path:
-    """A policy with random weights, and processors that change nothing."""
-    policy = make_actor(size, directory, n_action_steps=10, load_vlm_weights=False).policy
-    path = directory / "policy"
-    policy.save_pretrained(path)
-    for processor in make_pre_post_processors(policy.config, dataset_stats=LIBERO_STATS):
-        processor.save_pretrained(path)
-    return path
-
-
 def main() -> int:
     """Run the iterations and print what they took."""
     arguments = parse_arguments()
     with TemporaryDirectory() as directory:
-        run = Path(directory) / "grpo"
+        run, checkpoint = Path(directory) / "grpo", Path(directory) / "policy"
+        actor = make_actor(arguments.size, Path(directory), n_action_steps=10, load_vlm_weights=False)
+        save_checkpoint(checkpoint, actor.policy)
         sys.argv[1:] = [
             "grpo",
             "--env.type=coin_libero",
@@ -107,7 +98,7 @@ def main() -> int:
             "--env.observation_height=256",
             "--env.observation_width=256",
             f"--env.episode_length={arguments.episode_length}",
-            f"--policy.path={make_checkpoint(arguments.size, Path(directory))}",
+            f"--policy.path={checkpoint}",
             f"--policy.device={arguments.device}",
             "--peft.method_type=LORA",
             "--peft.r=16",

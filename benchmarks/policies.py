@@ -16,7 +16,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from builders import LIBERO_STATS, random_observation, write_smolvlm  # noqa: E402, F401
+from builders import LIBERO_STATS, random_observation, save_checkpoint, write_smolvlm  # noqa: E402, F401
 from builders_pi import byte_prompts  # noqa: E402
 from episodes import sampled_group  # noqa: E402, F401
 

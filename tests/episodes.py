@@ -1,7 +1,7 @@
 """Episodes as rollouts leave them, without a simulator: what a policy samples for random observations."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -92,3 +92,13 @@ def sampled_group(
         episode = replace(episode, success=bool(solved))
         scored.append(ScoredEpisode(episode, float(solved), smoothness, total, by_chunk))
     return Group(tuple(scored))
+
+
+def assert_same(episode: Episode, expected: Episode) -> None:
+    """Of all that they hold, to the last bit."""
+    for field in fields(Episode):
+        value, reference = getattr(episode, field.name), getattr(expected, field.name)
+        values = value.values() if isinstance(value, dict) else [value]
+        references = reference.values() if isinstance(reference, dict) else [reference]
+        for x, y in zip(values, references, strict=True):
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, field.name

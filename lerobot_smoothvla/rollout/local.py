@@ -408,12 +408,11 @@ def make_engine(
         return RayEngine(env_config, actor, n_workers, config.address, config.timeout_s, config.device)
     if n_workers == 0:
         return RolloutEngine([SerialWorker(env_config, actor)])
-    if config.inference == "central":
-        from lerobot_smoothvla.rollout.central import CentralEngine
-
-        with started_with(stock.order(env_config)):
-            return CentralEngine(env_config, actor, n_workers, config.timeout_s)
     with started_with(stock.order(env_config)):
+        if config.inference == "central":
+            from lerobot_smoothvla.rollout.central import CentralEngine
+
+            return CentralEngine(env_config, actor, n_workers, config.timeout_s)
         return ProcessEngine(env_config, actor, n_workers, config.timeout_s, config.device)
 
 

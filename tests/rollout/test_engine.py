@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from copy import copy, deepcopy
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 import yaml
 from builders import POLICIES, random_observation
 from diverging_task import DivergingLiberoConfig
+from episodes import assert_same
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.configs.default import PeftConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
@@ -116,15 +117,6 @@ def processes(env_config: LiberoEnvConfig, actor: Actor) -> Iterator[RolloutEngi
 @pytest.fixture(scope="module")
 def episodes(serial: RolloutEngine[Any]) -> list[Episode]:
     return serial.run(REQUESTS)
-
-
-def assert_same(episode: Episode, expected: Episode) -> None:
-    for field in fields(Episode):
-        value, reference = getattr(episode, field.name), getattr(expected, field.name)
-        values = value.values() if isinstance(value, dict) else [value]
-        references = reference.values() if isinstance(reference, dict) else [reference]
-        for x, y in zip(values, references, strict=True):
-            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, field.name
 
 
 def test_processes_give_the_episodes_of_the_serial_worker_bit_by_bit(

@@ -6,13 +6,13 @@ import pickle
 import signal
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import fields, replace
+from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from episodes import assert_same
 from lerobot.envs.configs import AlohaEnv, EnvConfig
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 
@@ -70,14 +70,9 @@ def pids(engine: RolloutEngine[Any]) -> list[int]:
     return [worker._process.pid for worker in engine._workers]
 
 
-def assert_same(episodes: list[Episode], expected: list[Episode]) -> None:
+def assert_all_same(episodes: list[Episode], expected: list[Episode]) -> None:
     for episode, other in zip(episodes, expected, strict=True):
-        for field in fields(Episode):
-            value, reference = getattr(episode, field.name), getattr(other, field.name)
-            values = value.values() if isinstance(value, dict) else [value]
-            references = reference.values() if isinstance(reference, dict) else [reference]
-            for x, y in zip(values, references, strict=True):
-                assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, field.name
+        assert_same(episode, other)
 
 
 def test_workers_share_the_simulators_of_all_tasks_and_each_changes_its_own(
@@ -95,9 +90,9 @@ def test_workers_share_the_simulators_of_all_tasks_and_each_changes_its_own(
         assert len([name for name in threads if "jemalloc" not in name]) == 1
         for worker in list(engine._workers):
             worker.kill()
-        assert_same(engine.run(REQUESTS[:1]), expected[:1])
+        assert_all_same(engine.run(REQUESTS[:1]), expected[:1])
         assert max(map(private_bytes, pids(engine))) < 2**28
-    assert_same(episodes, expected)
+    assert_all_same(episodes, expected)
 
 
 def test_what_cannot_be_built_ahead_is_left_to_the_workers(
@@ -106,7 +101,7 @@ def test_what_cannot_be_built_ahead_is_left_to_the_workers(
     with started_with({stock.VARIABLE: "no order"}):
         engine = ProcessEngine(ENV, policy, n_workers=1)
     with closing(engine):
-        assert_same(engine.run(REQUESTS[:1]), expected[:1])
+        assert_all_same(engine.run(REQUESTS[:1]), expected[:1])
         assert private_bytes(*pids(engine)) > 2**30
 
 
@@ -128,9 +123,9 @@ def test_without_the_server_a_lost_worker_is_replaced_by_one_that_builds_its_own
     """It has the most memory, so a system without any would end it first."""
     with closing(make_engine(replace(ENV, task_ids=[0]), policy, n_workers=2)) as engine:
         os.kill(parent_of(pids(engine)[0]), signal.SIGKILL)
-        assert_same(engine.run(REQUESTS[:2]), expected[:2])
+        assert_all_same(engine.run(REQUESTS[:2]), expected[:2])
         os.kill(pids(engine)[0], signal.SIGKILL)
-        assert_same(engine.run(REQUESTS[:4]), expected[:4])
+        assert_all_same(engine.run(REQUESTS[:4]), expected[:4])
         assert engine.n_failures == 1 and len(engine._workers) == 2
 
 
