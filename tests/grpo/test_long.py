@@ -104,15 +104,18 @@ def test_memory_and_file_handles_stay_flat(warm_start, tmp_path):
         time.sleep(_EVERY_S)
         assert run.poll() is None, output.with_suffix(".log").read_text()
         processes = [psutil.Process(run.pid), *processes_of(run)]
-        sizes = [process.memory_info().rss for process in processes]
+        learner, *workers = [process.memory_full_info() for process in processes]
         handles = sum(process.num_fds() for process in processes)
-        samples.append((time.monotonic() - began, sizes[0], sum(sizes[1:]), handles))
+        # What workers share is counted once in all, and not at all in what is their own.
+        theirs = [sum(getattr(worker, kind) for worker in workers) for kind in ("pss", "uss")]
+        samples.append((time.monotonic() - began, learner.uss, *theirs, handles))
     run.terminate()
     assert run.wait(30) == 143
-    hours, learner_mb, workers_mb, handles = np.array(samples).T / [[3600], [1e6], [1e6], [1]]
+    hours, *series = np.array(samples).T / [[3600], [1e6], [1e6], [1e6], [1]]
     warm = hours > hours[-1] / 4
     print(f"{len(log_of(output))} iterations in {hours[-1]:.2f} h")
-    for name, values in {"learner, MB": learner_mb, "workers, MB": workers_mb, "handles": handles}.items():
+    names = ("learner, MB", "workers, MB", "workers' own, MB", "handles")
+    for name, values in zip(names, series, strict=True):
         slope = np.polyfit(hours[warm], values[warm], 1)[0]
         print(f"{name}: {values[warm].mean():.0f}, slope {slope:+.2f} an hour")
         assert slope * hours[-1] < 0.05 * values[warm].mean()
