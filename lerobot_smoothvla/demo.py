@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lerobot_smoothvla.locking import sole_writer
-from lerobot_smoothvla.settings import differences, settings_of
+from lerobot_smoothvla.settings import require_same, settings_of
 from lerobot_smoothvla.stages import LAST, Stage, grpo_stage, libero_flags, program, run_stages, sft_stage
 
 SETTINGS = "settings.json"
@@ -117,11 +117,7 @@ def _keep_settings(config: DemoConfig) -> None:
     now = {name: value for name, value in settings_of(config).items() if name not in _MAY_DIFFER}
     file = config.output_dir / SETTINGS
     before = json.loads(file.read_text()) if file.is_file() else now
-    if different := differences(before, now):
-        raise FileExistsError(
-            f"{config.output_dir} has a demo with other settings ({', '.join(different.values())}); choose "
-            "another --output_dir."
-        )
+    require_same(before, now, f"{config.output_dir} has a demo", "--output_dir")
     file.write_text(json.dumps(now, indent=2) + "\n")
 
 

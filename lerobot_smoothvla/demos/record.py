@@ -41,7 +41,7 @@ from lerobot_smoothvla.episode import Start
 from lerobot_smoothvla.locking import LOCK, sole_writer
 from lerobot_smoothvla.processes import ONE_THREAD, in_environment, worker_context
 from lerobot_smoothvla.rollout.local import Simulators
-from lerobot_smoothvla.settings import differences, settings_of
+from lerobot_smoothvla.settings import require_same, settings_of
 from lerobot_smoothvla.writing import size_of, writing
 
 SUMMARY = Path("meta") / "demonstrations.json"
@@ -256,11 +256,7 @@ def _require_same_settings(config: DemosConfig, directory: Path, file: Path) -> 
             f"{directory} exists and is not a dataset of `smoothvla demos`; choose another --dataset.root."
         )
     before = json.loads((directory / file).read_text())["settings"]
-    if different := differences(before, _settings(config)):
-        raise FileExistsError(
-            f"{directory} was recorded with other settings ({', '.join(different.values())}); choose another "
-            "--dataset.root, or delete it."
-        )
+    require_same(before, _settings(config), f"{directory} was recorded", "--dataset.root")
 
 
 def _require_same_command(config: DemosConfig, partial: Path) -> None:

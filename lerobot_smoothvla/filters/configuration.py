@@ -136,7 +136,7 @@ class JerkLimitConfig(ActionFilterConfig):
         if not 0 < self.quantile <= 1:
             raise ValueError(f"`quantile` should be in (0, 1], got {self.quantile}.")
         if given:
-            MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
+            MotionLimits(self.max_acceleration, self.max_jerk, self.max_velocity)
 
     def step(self, adapter: PolicyAdapter, env_config: EnvConfig) -> ActionFilterStep:
         """See `ActionFilterConfig.step`."""
@@ -148,9 +148,9 @@ class JerkLimitConfig(ActionFilterConfig):
             grippers=list(embodiment.grippers),
             n_action_steps=adapter.config.n_action_steps,
             dt=dt,
-            max_acceleration=list(limits.acceleration),
-            max_jerk=list(limits.jerk),
-            max_velocity=list(limits.velocity),
+            max_acceleration=limits.acceleration,
+            max_jerk=limits.jerk,
+            max_velocity=limits.velocity,
             commands=embodiment.commands,
         )
 
@@ -162,7 +162,7 @@ class JerkLimitConfig(ActionFilterConfig):
             ValueError: If they are of another control rate.
         """
         if self.demonstrations is None:
-            return MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
+            return MotionLimits(self.max_acceleration, self.max_jerk, self.max_velocity)
         embodiment, dt = commands_of(env_config)
         dataset = _dataset(self.demonstrations)
         fps = dataset.meta.fps
@@ -314,7 +314,7 @@ class GuardConfig:
             fps = self.fps or meta.fps
             actions = _actions_of(dataset, grippers)
             kept = MotionLimits.of_demonstrations(actions, 1 / meta.fps, "position", self.quantile)
-            velocity, acceleration, jerk = map(list, (kept.velocity, kept.acceleration, kept.jerk))
+            velocity, acceleration, jerk = kept.velocity, kept.acceleration, kept.jerk
         return MotionGuardStep(
             dt=1 / fps,
             max_velocity=velocity,

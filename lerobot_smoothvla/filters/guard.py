@@ -145,7 +145,7 @@ class MotionGuardStep(AbsoluteActionsProcessorStep):
             raise ValueError(f"`dt` should be a positive control period in s, got {self.dt}.")
         if not self.max_velocity:
             raise ValueError("A motion guard needs limits of the velocity too (`max_velocity`), got none.")
-        limits = MotionLimits(tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity))
+        limits = MotionLimits(self.max_acceleration, self.max_jerk, self.max_velocity)
         if len(self.state_dims) != len(self.action_names):
             raise ValueError(
                 f"`state_dims` should name one dimension of the state for each of {len(self.action_names)} "

@@ -145,9 +145,9 @@ class MotionLimits:
         ValueError: If a limit is not positive, or so large that it limits nothing.
     """
 
-    acceleration: tuple[float, ...]
-    jerk: tuple[float, ...]
-    velocity: tuple[float, ...] = ()
+    acceleration: list[float]
+    jerk: list[float]
+    velocity: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Reject limits under which nothing moves."""
@@ -195,11 +195,11 @@ class MotionLimits:
         if not chosen:
             raise ValueError(f"The demonstrations should have episodes of more than {first + 1} steps.")
 
-        def limit(order: int) -> tuple[float, ...]:
+        def limit(order: int) -> list[float]:
             rates = torch.cat([actions.diff(n=order, dim=0) for actions in chosen]).abs() / dt**order
-            return tuple(torch.quantile(rates, quantile, dim=0).tolist())
+            return torch.quantile(rates, quantile, dim=0).tolist()
 
-        return cls(limit(first), limit(first + 1), limit(1) if commands == "position" else ())
+        return cls(limit(first), limit(first + 1), limit(1) if commands == "position" else [])
 
 
 @ProcessorStepRegistry.register("smoothvla_jerk_limit")
@@ -231,9 +231,7 @@ class JerkLimitStep(ActionFilterStep):
         require_ruckig()
         if not 0 < self.dt < math.inf:
             raise ValueError(f"`dt` should be a positive control period in s, got {self.dt}.")
-        self._limits = MotionLimits(
-            tuple(self.max_acceleration), tuple(self.max_jerk), tuple(self.max_velocity)
-        )
+        self._limits = MotionLimits(self.max_acceleration, self.max_jerk, self.max_velocity)
         if self.commands == "position" and not self.max_velocity:
             raise ValueError("Commands that are positions need limits of the velocity too, got none.")
         super().__post_init__()

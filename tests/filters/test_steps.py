@@ -228,7 +228,7 @@ def test_limits_of_demonstrations_are_quantiles_of_their_differences():
             max(part.diff(n=order).abs().max().item() for part in parts) / DT**order for order in (1, 2)
         ]
         assert [limits.acceleration[axis], limits.jerk[axis]] == pytest.approx(largest)
-    assert limits.velocity == ()
+    assert not limits.velocity
     lower = MotionLimits.of_demonstrations([walk], DT, "displacement", quantile=0.5)
     share = (walk.diff(dim=0).abs() / DT <= torch.tensor(lower.acceleration)).double().mean(dim=0)
     assert share.tolist() == pytest.approx([0.5, 0.5], abs=0.01)
@@ -237,7 +237,7 @@ def test_limits_of_demonstrations_are_quantiles_of_their_differences():
 def test_limits_of_positions_are_one_derivative_higher():
     times = torch.arange(50.0).double() * DT
     limits = MotionLimits.of_demonstrations([(times**3)[:, None]], DT, "position", quantile=1.0)
-    assert limits.jerk == pytest.approx((6.0,))
+    assert limits.jerk == pytest.approx([6.0])
     assert limits.velocity[0] == pytest.approx(3 * (times[-1].item() - DT / 2) ** 2, rel=1e-3)
 
 
