@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 # Before torch and Mesa are loaded: one thread a process.
 os.environ |= {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
 
+import psutil
 from lerobot.envs.configs import LiberoEnv as LiberoEnvConfig
 from rollout import SEED, random_actor
 
@@ -30,14 +31,10 @@ HORIZON = 8
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Of a process, MiB, by the kernel's names."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    kib = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
-    private = kib["Private_Clean"] + kib["Private_Dirty"]
-    return {
-        name: value // 1024
-        for name, value in (("rss", kib["Rss"]), ("pss", kib["Pss"]), ("private", private))
-    }
+    """Of a process, MiB."""
+    info = psutil.Process(pid).memory_full_info()
+    sizes = {"rss": info.rss, "pss": info.pss, "private": info.uss}
+    return {name: size // 2**20 for name, size in sizes.items()}
 
 
 def main() -> None:

@@ -200,7 +200,7 @@ def _costs(
         yield from _skipped(("time", "memory"), "the update")
         return
     yield checks.first_ratio("update", {"rollouts replayed": update.ratio_deviation}, update.n_chunks)
-    worker_bytes, server_bytes = measure.worker_bytes()
+    worker_bytes, server_bytes = measure.bytes_of_workers()
     cost = checks.Cost(
         steps_per_s=steps_per_s * max(config.n_workers, 1) / max(n_workers, 1),
         startup_s=max(own.wall_s - own.steps / steps_per_s, 0.0),

@@ -270,7 +270,7 @@ class _PeakMemory:
         return max(peak - self._before, 0)  # The kernel's counters are batched, so off by some pages.
 
 
-def worker_bytes() -> tuple[int, int]:
+def bytes_of_workers() -> tuple[int, int]:
     """Of its own in the largest child process, and what those share that forked them; 0 without any."""
     pids = [process.pid for process in multiprocessing.active_children() if process.pid is not None]
     servers = {parent_of(pid) for pid in pids} - {os.getpid()}
