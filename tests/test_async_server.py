@@ -145,7 +145,8 @@ def test_lerobots_client_drives_a_guarded_arm_for_thirty_seconds_within_the_limi
     assert np.median(np.diff(run.goal_times)) > 0.98 / FPS, "no faster than the control period"
     assert run.within_limits()
     limited, steps, not_finite, blind = run.guard_counts()
-    assert steps == len(run.goals) and limited > 0 and not_finite == blind == 0
+    assert 0 <= steps - len(run.goals) <= 1, "Ctrl-C may come between the guard and the arm"
+    assert limited > 0 and not_finite == blind == 0
     assert run.late_share() < 0.1, "on an idle machine"
 
 
