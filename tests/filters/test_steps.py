@@ -228,7 +228,7 @@ def test_limits_of_demonstrations_are_quantiles_of_their_differences():
             max(part.diff(n=order).abs().max().item() for part in parts) / DT**order for order in (1, 2)
         ]
         assert [limits.acceleration[axis], limits.jerk[axis]] == pytest.approx(largest)
-    assert not limits.velocity
+    assert limits.velocity == []
     lower = MotionLimits.of_demonstrations([walk], DT, "displacement", quantile=0.5)
     share = (walk.diff(dim=0).abs() / DT <= torch.tensor(lower.acceleration)).double().mean(dim=0)
     assert share.tolist() == pytest.approx([0.5, 0.5], abs=0.01)
